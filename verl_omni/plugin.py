@@ -1,5 +1,161 @@
-"""Front door (being written)."""
+"""Front door: what verl and vLLM call at start, and the table of all that is registered with them or adjusted.
+
+verl imports this module in each of its processes (entry point group `verl.plugins`), while `verl/__init__` is still
+half imported; vLLM calls `register_vllm` in each of its own (`vllm.general_plugins`), where verl may not be wanted at
+all. So nothing of verl or vLLM is imported here: each row of the table waits until the module it concerns is imported.
+"""
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+
+import wrapt
+from packaging.specifiers import SpecifierSet
+
+# What this version was tested with; a release outside may have moved what the table below relies on.
+SUPPORTED = {"verl": ">=0.9.1,<0.10", "transformers": ">=5.5.3,<5.11", "vllm": ">=0.24,<0.33"}
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something done to `module` right after its import: `function` is called with the module.
+
+    Attributes:
+        module: module of verl, vLLM or Hydra it concerns.
+        function: "package.module:function" of this package.
+        why: what would be missing without it.
+        patch: file in patches/ that makes it unnecessary upstream; None for a registration at an extension point.
+    """
+
+    module: str
+    function: str
+    why: str
+    patch: str | None = None
+
+    def install(self) -> None:
+        def apply(module: object) -> None:
+            package, name = self.function.split(":")
+            getattr(importlib.import_module(package), name)(module)
+
+        wrapt.register_post_import_hook(apply, self.module)
+
+
+# Seen on verl 0.9.1, vLLM 0.28.0 and Hydra 1.3.8.
+HOOKS = (
+    # Registrations, at extension points.
+    Hook(
+        "hydra.main",
+        "verl_omni.recipe:register",
+        "`+recipe=PATH`: a Hydra ConfigSource and SearchPathPlugin",
+    ),
+    Hook(
+        "verl.plugin.platform.platform_manager",
+        "verl_omni.platforms.cpu:register_platform",
+        "platform `cpu` in verl's PlatformRegistry",
+    ),
+    Hook(
+        "verl.experimental.reward_loop.reward_manager",
+        "verl_omni.rewards.manager:register",
+        "reward manager `accuracy_format`",
+    ),
+    Hook(
+        "verl.utils.flops_counter",
+        "verl_omni.models.humanomni.verl:register_flops",
+        "MFU: verl reports 0 for a model type it does not know",
+    ),
+    # Adjustments, where there is no extension point.
+    Hook(
+        "verl.utils.tokenizer.tokenizer",
+        "verl_omni.models.humanomni.verl:accept_processor",
+        "hf_processor returns None for a processor class it does not list",
+        patch="verl-hf-processor.diff",
+    ),
+    Hook(
+        "verl.workers.rollout.utils",
+        "verl_omni.models.humanomni.verl:ban_audio_placeholder",
+        "a sampled audio placeholder has no audio behind it; verl bans those of images and videos only",
+        patch="verl-ban-audio-placeholder.diff",
+    ),
+    # Adjustments for a CPU; they do nothing where there is an accelerator.
+    Hook(
+        "verl.utils.distributed",
+        "verl_omni.platforms.cpu:use_gloo_once",
+        'torch refuses the backend "cpu:gloo,cpu:gloo"',
+        patch="verl-cpu-process-group.diff",
+    ),
+    Hook(
+        "verl.workers.engine.fsdp.transformer_impl",
+        "verl_omni.platforms.cpu:register_engine",
+        "no engine for device `cpu` in EngineRegistry; the reference's parameters are offloaded to pinned memory",
+        patch="verl-cpu-fsdp2.diff",
+    ),
+    Hook(
+        "verl.workers.rollout.vllm_rollout.utils",
+        "verl_omni.platforms.cpu:keep_linear_weights",
+        "vLLM frees linear weights after repacking them for a CPU, and load_weights then has no target",
+        patch="vllm-cpu-keep-weights.diff",
+    ),
+)
+
+
+class RegistrationError(SystemExit):
+    """Registration failed. A SystemExit, because verl logs any other exception of a plug-in at DEBUG and goes on."""
+
+
+def check_versions() -> None:
+    """Raise RuntimeError if a library of the table is in a version it was not made for."""
+    for name, supported in SUPPORTED.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # vLLM is not needed for supervised fine-tuning
+        if not SpecifierSet(supported).contains(version, prereleases=True):
+            raise RuntimeError(f"{name} {version} is installed, verl_omni supports {name}{supported}")
+
+
+def check_distribution() -> None:
+    """Raise RuntimeError if verl-project/verl-omni, which has the same import name, is installed as well."""
+    try:
+        importlib.metadata.distribution("verl-omni")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise RuntimeError(
+        "the distributions verl-r1-omni and verl-omni both provide the package verl_omni; uninstall both, "
+        "then install the one you want"
+    )
+
+
+def register() -> None:
+    """Install the table's rows; each takes effect when, and only when, its module is imported.
+
+    Raises:
+        RegistrationError: with what is wrong and how to go on without this plug-in.
+    """
+    from verl_omni.platforms.cpu import answer_for_vllm, is_cpu_only
+
+    try:
+        check_distribution()
+        check_versions()
+        for hook in HOOKS:
+            hook.install()
+        if is_cpu_only():
+            answer_for_vllm()
+    except Exception as error:
+        raise RegistrationError(
+            f"verl_omni could not register with verl: {error}\n"
+            "(set VERL_USE_EXTERNAL_PLUGINS=none to run verl without plug-ins)"
+        ) from error
 
 
 def register_vllm() -> None:
-    pass
+    """Register HumanOmni with vLLM, and with transformers' Auto classes, in a vLLM process."""
+    from vllm import ModelRegistry
+
+    import verl_omni.models  # noqa: F401  (registers configuration and processor)
+
+    ModelRegistry.register_model(
+        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm:HumanOmniQwen2ForCausalLM"
+    )
+
+
+register()
