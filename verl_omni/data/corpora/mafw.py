@@ -1,0 +1,52 @@
+"""MAFW: 10,045 clips, 11 single emotions; five folds over the 9,172 single-labelled clips.
+
+Layout, as read by public loaders of the corpus (MAE-DFER's `preprocess/mafw.py` and others):
+
+    data/clips/00025.mp4                                            the clips with sound
+    Train & Test Set/single/no_caption/set_K/{train,test}.txt       lines `00025.mp4 happiness`
+
+The number of clips by fold comes from a public audit of the split files; MAFW's own page gives the totals only. ffmpeg
+finds no sound in 21 of the 10,045 clips.
+
+R1-Omni's numbers for MAFW are multiples of 1/1576 and of no fold's test set, and 15,306 training clips less DFEW's
+9,356 leave 5,950: it used a subset that was not published, so its MAFW column can be compared in kind only.
+"""
+
+from pathlib import Path
+
+from verl_omni.data.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.labels import normalize
+
+# fold -> (train, test) of single/no_caption.
+PUBLISHED = {1: (7333, 1839), 2: (7335, 1837), 3: (7339, 1833), 4: (7340, 1832), 5: (7341, 1831)}
+
+
+def read(root: Path, fold: int | None = None) -> Listing:
+    """List one fold of MAFW's single-labelled clips.
+
+    Args:
+        root: Folder with `data/clips` and `Train & Test Set`.
+        fold: 1 to 5, by default 1.
+
+    Raises:
+        CorpusError: A folder, file or line is not as described above.
+    """
+    fold = require_fold(fold, "MAFW")
+    clip_folder = require(root / "data" / "clips", "MAFW's clips, 00001.mp4 …")
+    set_folder = root / "Train & Test Set" / "single" / "no_caption" / f"set_{fold}"
+    clips = []
+    for split in ("train", "test"):
+        path = require(set_folder / f"{split}.txt", "MAFW's split file with lines `00025.mp4 happiness`")
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            words = line.split()
+            if not words:
+                continue
+            if len(words) != 2:
+                raise CorpusError(f"{path}, line {number}: {line!r} found, `00025.mp4 happiness` expected")
+            name, label = words
+            try:
+                label = normalize(label, "mafw")
+            except ValueError as error:
+                raise CorpusError(f"{path}, line {number}: {error}") from error
+            clips.append(Clip(Path(name).stem, clip_folder / name, label, split))
+    return Listing("mafw", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)))
