@@ -64,7 +64,8 @@ def ravdess_root(tmp_path: Path) -> Path:
 def emer_root(tmp_path: Path) -> Path:
     root = tmp_path / "EMER"
     put_clip(root / "video-labeled" / "sample_00000000.mp4")
-    reason = 'name,chinese,english\nsample_00000000,在视频中，,"In the video, he says: ""How would I know!""\nHe smiles."\n'
+    quoted = '"In the video, he says: ""How would I know!""\nHe smiles."'
+    reason = f"name,chinese,english\nsample_00000000,在视频中,{quoted}\n"
     put_text(root / "final-EMER-reason.csv", reason)
     put_text(root / "label-disdim.csv", "name,discrete,valence\nsample_00000000,happy,1.2\nsample_00000001,worried,0\n")
     return root
@@ -201,7 +202,7 @@ def test_emer_rows_carry_the_reasoning(emer_root: Path, tmp_path: Path) -> None:
 
 def test_emer_clip_without_label_is_an_error(emer_root: Path) -> None:
     put_text(emer_root / "label-disdim.csv", "name,discrete,valence\n")
-    with pytest.raises(CorpusError, match="no label for 1 clips, e.g. sample_00000000"):
+    with pytest.raises(CorpusError, match=r"no label for 1 clips, e\.g\. sample_00000000"):
         emer.read(emer_root)
 
 
@@ -213,7 +214,8 @@ def test_original_json_survives_a_round_trip(emer_root: Path, dfew_root: Path, t
         assert prepare("original", *command) == 0
         first = read_rows(out / "train_sft.parquet")
         again = read_rows(tmp_path / f"{corpus}_again" / "train_sft.parquet")
-        assert [(row["messages"], row["videos"]) for row in first] == [(row["messages"], row["videos"]) for row in again]
+        for key in ("messages", "videos", "audios"):
+            assert [row[key] for row in first] == [row[key] for row in again]
 
 
 def test_original_json_is_written_as_the_original_reads_it(dfew_root: Path, tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_original_json_is_written_as_the_original_reads_it(dfew_root: Path, tmp_
     ("entries", "message"),
     [
         ({}, "a dict found"),
-        ([{"video": "a.mp4"}], "entry 0: `video` and `conversations` expected"),
+        ([{"video": "a.mp4"}], "entry 0: `video` and `conversations` of turns"),
         ([{"video": "a.mp4", "conversations": []}], r"entry 0 \(a.mp4\): 0 answers"),
     ],
 )

@@ -51,7 +51,7 @@ def _annotations(folder: Path, split: str, fold: int) -> list[tuple[int, str]]:
     spellings = [folder / f"{split}(single{dash}labeled)" / f"set_{fold}.csv" for dash in "-_"]
     path = next((path for path in spellings if path.is_file()), None)
     if path is None:
-        raise CorpusError(f"{spellings[0]}: not found; expected DFEW's split file. Unpack EmoLabel_DataSplit below --root")
+        raise CorpusError(f"{spellings[0]}: not found; unpack DFEW's EmoLabel_DataSplit below --root")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"video_name", "label"} <= set(reader.fieldnames or ()):
@@ -59,6 +59,6 @@ def _annotations(folder: Path, split: str, fold: int) -> list[tuple[int, str]]:
         annotations = []
         for row in reader:
             if not row["video_name"].isdigit() or row["label"] not in map(str, LABELS):
-                raise CorpusError(f"{path}, line {reader.line_num}: {row} found, a clip number and a label 1..7 expected")
+                raise CorpusError(f"{path}, line {reader.line_num}: {row} found, a number and a label 1..7 expected")
             annotations.append((int(row["video_name"]), normalize(LABELS[int(row["label"])], "dfew")))
     return annotations

@@ -2,7 +2,7 @@
 
 Files, as published by their authors:
 
-    final-EMER-reason.csv     `name,chinese,english`, 332 clips (EMER-V2, github.com/zeroQiaoba/AffectGPT, EMER/dataset-v2)
+    final-EMER-reason.csv     `name,chinese,english`, 332 clips (EMER-V2: zeroQiaoba/AffectGPT, EMER/dataset-v2)
     label-disdim.csv          `name,discrete,…`, one of neutral, angry, happy, sad, worried, surprise (MER2024)
     video-labeled/NAME.mp4    the clips (MER2024, under licence)
 

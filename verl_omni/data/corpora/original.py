@@ -33,7 +33,8 @@ def _clip(entry: dict, index: int, annotations: Path, media_root: Path) -> Clip:
         answers = [turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"]
         video = entry["video"]
     except (KeyError, TypeError) as error:
-        raise CorpusError(f"{annotations}, entry {index}: `video` and `conversations` expected, {entry} found") from error
+        expected = "`video` and `conversations` of turns with `from` and `value`"
+        raise CorpusError(f"{annotations}, entry {index}: {expected} expected, {entry} found") from error
     if len(answers) != 1:
         raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, one expected")
     match = ANSWER.fullmatch(answers[0].strip())

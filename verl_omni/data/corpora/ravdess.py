@@ -6,9 +6,9 @@ Names, folders and counts: the corpus's page at Zenodo (record 1188976) and Livi
     modality (01 sound and picture, 02 picture, 03 sound) - channel (01 speech, 02 song) - emotion - intensity -
     statement - repetition - actor
 
-Speech with sound and picture is used: 60 trials × 24 actors = 1,440 clips. All of it is test data: the paper measures
-how R1-Omni generalises to it. R1-Omni's RAVDESS numbers are multiples of 1/300 and not of 1/1440, so they come from a
-subset of about 300 clips that was not published.
+Speech with sound and picture is used: 60 trials by 24 actors = 1,440 clips. All of it is test data: the paper measures
+how R1-Omni generalises to it. R1-Omni's RAVDESS accuracies are all multiples of 1/300 and
+not of 1/1440: they come from some other set of clips (300, or a multiple of it), which was not published.
 """
 
 import re

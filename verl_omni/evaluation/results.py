@@ -1,0 +1,156 @@
+"""The results file: JSON lines, one per answered row, appended and synced to disk as answers come.
+
+A line's `key` is a hash of all that decides the answer: row id, prompt, media content, model files, sampling settings
+and variant. A run that finds a key on file does not compute that answer again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be used; the message names file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered (or failed) row.
+
+    Attributes:
+        key: Hash of everything the answer depends on.
+        model: Name the report shows.
+        data_source: The row's corpus.
+        id: The row's `extra_info.id`.
+        variant: `normal`, `video_blanked` or `audio_muted`.
+        label: Ground truth.
+        question: The prompt's text without media placeholders.
+        videos, audios: Absolute paths of the row's media.
+        completion: Generated text; empty if the row failed.
+        finish_reason: vLLM's: `stop`, or `length` for a text cut off.
+        error: Why the row has no completion; empty if it has one.
+    """
+
+    key: str
+    model: str
+    data_source: str
+    id: str
+    variant: str
+    label: str
+    question: str
+    videos: list[str]
+    audios: list[str]
+    completion: str = ""
+    finish_reason: str = ""
+    error: str = ""
+
+
+def fingerprint(value: object) -> str:
+    """Hash of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def media_fingerprint(path: str | Path) -> str:
+    """Hash of a media file's content, or of all files of a folder of frames; `missing` if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        return fingerprint([[file.name, media_fingerprint(file)] for file in sorted(path.iterdir()) if file.is_file()])
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash of the names, sizes and modification times of a model's files (its weights are too large to read twice)."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """Read a results file.
+
+    A last line without its newline is what a killed run leaves behind; it is not an answer and is passed over.
+
+    Raises:
+        ResultsError: The file does not exist, or any other line is not an answer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such results file; `python -m verl_omni evaluate` writes them")
+    *lines, _torn = path.read_bytes().split(b"\n")
+    names = {field.name for field in fields(Answer)}
+    answers = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            answers.append(Answer(**{name: entry[name] for name in names}))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ResultsError(
+                f"{path}, line {number}: not an answer of this format ({error!r}); repair or delete the line"
+            ) from error
+    return answers
+
+
+class ResultsFile:
+    """A results file open for appending; a context manager that holds the file's lock.
+
+    Args:
+        path: Results file, created if absent.
+        keys: Key of each `(model, id, variant)` of this run. Answers on file for one of these under another key were
+            made with other settings, prompt, media or weights: they move to `PATH.superseded`.
+
+    Raises:
+        ResultsError: Another process writes to the file, or it holds something else.
+    """
+
+    def __init__(self, path: str | Path, keys: dict[tuple[str, str, str], str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        self._lock = self.path.with_name(self.path.name + ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResultsError(f"{self.path}: another evaluation writes to it; wait, or use another --out") from error
+        self.answers = self._settle(keys)
+        self._file: BinaryIO = self.path.open("ab")
+
+    def _settle(self, keys: dict[tuple[str, str, str], str]) -> dict[str, Answer]:
+        answers = read_answers(self.path)
+        stale = [a for a in answers if keys.get((a.model, a.id, a.variant), a.key) != a.key]
+        stale_keys = {answer.key for answer in stale}
+        kept = {answer.key: answer for answer in answers if answer.key not in stale_keys}
+        if stale:
+            with self.path.with_name(self.path.name + ".superseded").open("ab") as file:
+                _append(file, stale)
+        # Rewriting also drops a torn last line, which the next answer would otherwise be glued to.
+        replacement = self.path.with_name(self.path.name + ".new")
+        with replacement.open("wb") as file:
+            _append(file, kept.values())
+        replacement.replace(self.path)
+        self.superseded = len(stale)
+        return kept
+
+    def add(self, answer: Answer) -> None:
+        """Append an answer; it is on disk when this returns."""
+        _append(self._file, [answer])
+        self.answers[answer.key] = answer
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+        self._lock.close()
+
+
+def _append(file: BinaryIO, answers: Iterable[Answer]) -> None:
+    file.write(b"".join(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n" for answer in answers))
+    file.flush()
+    os.fsync(file.fileno())
