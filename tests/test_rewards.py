@@ -77,3 +77,75 @@ def test_labels_have_one_spelling_each():
         normalize("calm", "dfew")
     with pytest.raises(ValueError, match="unknown corpus 'emotion6'"):
         normalize("happy", "emotion6")
+
+
+class WordTokenizer:
+    """Token ids are positions in a list of pieces; the last two stand for special tokens."""
+
+    pieces = ("<think>He ", "smiles.</think>\n", "<answer>happy</answer>", "<|im_end|>", "<|endoftext|>")
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(self.pieces[index] for index in ids if not (skip_special_tokens and index >= 3))
+
+
+def reward_manager(**reward):
+    from omegaconf import OmegaConf
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+
+    config = OmegaConf.create({"reward": {"custom_reward_function": {"path": None}, **reward}})
+    return get_reward_manager_cls("accuracy_format")(config=config, tokenizer=WordTokenizer(), compute_score=None)
+
+
+def scored(manager, label, response):
+    import numpy as np
+    import torch
+    from verl import DataProto
+
+    data = DataProto.from_dict(
+        tensors={
+            "responses": torch.tensor([[*response, 4]]),
+            "attention_mask": torch.tensor([[1] * 3 + [1] * 4 + [0]]),
+        },
+        non_tensors={
+            "data_source": np.array(["demo"], dtype=object),
+            "reward_model": np.array([{"ground_truth": label}], dtype=object),
+            "extra_info": np.array([{"index": 0}], dtype=object),
+        },
+    )
+    return manager.loop.run_until_complete(manager.run_single(data))
+
+
+def test_reward_manager_scores_the_decoded_response():
+    result = scored(reward_manager(), "happy", [0, 1, 2, 3])
+    assert result["reward_score"] == 2.0
+    assert result["reward_extra_info"] == {
+        "score": 2.0,
+        "accuracy": 1.0,
+        "format": 1.0,
+        "pred": "happy",
+        "recall/happy": 1.0,
+    }
+    assert scored(reward_manager(), "sad", [0, 1, 2, 3])["reward_extra_info"]["recall/sad"] == 0.0
+
+
+def test_reward_weights_come_from_the_configuration():
+    manager = reward_manager(reward_kwargs={"accuracy_weight": 0.5, "format_weight": 0.25})
+    assert scored(manager, "happy", [0, 1, 2, 3])["reward_score"] == 0.75
+    with pytest.raises(TypeError, match="accurracy_weight"):
+        reward_manager(reward_kwargs={"accurracy_weight": 0.5})
+    with pytest.raises(ValueError, match=r"custom_reward_function\.path=mine\.py"):
+        reward_manager(custom_reward_function={"path": "mine.py"})
+
+
+def test_verls_validation_turns_the_per_class_figures_into_recalls():
+    """The rows as the trainer collects them: a row without a class' figure holds None there."""
+    from verl.trainer.ppo.metric_utils import process_validation_metrics
+
+    labels, hits = ["happy", "happy", "happy", "sad"], [1.0, 1.0, 0.0, 1.0]
+    infos = {
+        f"recall/{name}": [hit if label == name else None for label, hit in zip(labels, hits, strict=True)]
+        for name in ("happy", "sad")
+    }
+    figures = process_validation_metrics(["demo"] * 4, list("abcd"), infos)["demo"]
+    assert figures["recall/happy"]["mean@1"] == pytest.approx(2 / 3)
+    assert figures["recall/sad"]["mean@1"] == 1.0
