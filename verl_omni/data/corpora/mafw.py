@@ -8,8 +8,9 @@ Layout, as read by public loaders of the corpus (MAE-DFER's `preprocess/mafw.py`
 The number of clips by fold comes from a public audit of the split files; MAFW's own page gives the totals only. ffmpeg
 finds no sound in 21 of the 10,045 clips.
 
-R1-Omni's numbers for MAFW are multiples of 1/1576 and of no fold's test set, and 15,306 training clips less DFEW's
-9,356 leave 5,950: it used a subset that was not published, so its MAFW column can be compared in kind only.
+R1-Omni's accuracies on MAFW are no multiples of one over any fold's test set (they fit 1,477 or 1,576 clips), and its
+15,306 training clips less DFEW's 9,356 leave 5,950: it used some other choice of clips, which was not published, so
+its MAFW column can be compared in kind only.
 """
 
 from pathlib import Path
