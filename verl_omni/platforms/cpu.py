@@ -195,12 +195,12 @@ def keep_linear_weights(vllm_rollout_utils: ModuleType) -> None:
         vllm_rollout_utils: `verl.workers.rollout.vllm_rollout.utils`, which a vLLM worker imports before its model
             when verl drives it; vLLM alone needs no second copy.
     """
-    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        dispatch = linear.dispatch_cpu_unquantized_gemm
-        linear.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: dispatch(layer, remove_weight=False)
+        dispatch = utils.dispatch_cpu_unquantized_gemm
+        utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: dispatch(layer, remove_weight=False)
 
 
 class VllmCpuFinder(importlib.metadata.DistributionFinder):

@@ -2,10 +2,7 @@
 
 from types import ModuleType
 
-from transformers import AutoConfig, AutoProcessor
-
-import verl_omni.models  # noqa: F401  (registers HumanOmni with transformers' Auto classes)
-from verl_omni.models.humanomni.configuration import HumanOmniConfig
+MODEL_TYPE = "HumanOmni_qwen2"
 
 
 def accept_processor(tokenizer: ModuleType) -> None:
@@ -17,8 +14,16 @@ def accept_processor(tokenizer: ModuleType) -> None:
     hf_processor = tokenizer.hf_processor
 
     def hf_processor_or_humanomni(name_or_path: str, **kwargs: object) -> object:
-        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-        if not isinstance(config, HumanOmniConfig):
+        # Not before it is needed: `import verl` alone need not load model code.
+        from transformers import AutoConfig, AutoProcessor
+
+        import verl_omni.models  # noqa: F401  (registers HumanOmni with transformers' Auto classes)
+
+        try:
+            config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+        except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model unknown here
+            return hf_processor(name_or_path, **kwargs)
+        if config.model_type != MODEL_TYPE:
             return hf_processor(name_or_path, **kwargs)
         processor = AutoProcessor.from_pretrained(name_or_path, **kwargs)
         processor.config = config  # as verl's own function leaves it
@@ -50,4 +55,4 @@ def register_flops(flops_counter: ModuleType) -> None:
     Args:
         flops_counter: `verl.utils.flops_counter`.
     """
-    flops_counter.ESTIMATE_FUNC[HumanOmniConfig.model_type] = flops_counter.ESTIMATE_FUNC["qwen2"]
+    flops_counter.ESTIMATE_FUNC[MODEL_TYPE] = flops_counter.ESTIMATE_FUNC["qwen2"]

@@ -1,0 +1,34 @@
+# make demo   the whole study on a CPU, from an empty machine with Python 3.11: corpus, cold start, GRPO, evaluation
+# make test   all tests, in the same environment
+# make bench  what is decoded, processed and encoded how often, and how long it takes
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.installed: requirements-cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11 (found: $$($(PYTHON) --version 2>&1))" >&2; exit 1; }
+	@echo "installing the CPU stack into $(VENV) (1.5 GB to download, a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-cpu.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python recipes/demo.py
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m verl_omni bench
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info
