@@ -1,0 +1,1 @@
+"""HumanOmni: video (SigLIP), sound (Whisper) and a question-aware gate (BERT) in front of Qwen2."""

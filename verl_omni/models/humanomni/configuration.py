@@ -1,0 +1,73 @@
+"""Configuration of HumanOmni with its towers nested, so that a model directory needs no further path."""
+
+import math
+
+from transformers import BertConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig, WhisperConfig
+
+# mm_projector_type -> (depth of its RegStages, spatial padding of its Conv3d, parity of the patch grid it fits).
+# The padding decides the parity: the convolved branches must come out at ceil(grid / 2), like the pooled face branch.
+PROJECTORS = {"all_in_one_small": (2, 0, 0), "all_in_one": (4, 1, 1)}
+
+
+class HumanOmniConfig(Qwen2Config):
+    """Qwen2's configuration plus the towers'.
+
+    Args:
+        vision_config: SigLIP vision tower (``SiglipVisionConfig`` or its dict).
+        audio_config: Whisper, of which the encoder is used (``WhisperConfig`` or its dict).
+        bert_config: the BERT that reads the question for the gate (``BertConfig`` or its dict).
+        mm_projector_type: ``all_in_one_small`` (HumanOmni-0.5B, even patch grid) or ``all_in_one`` (7B, odd grid).
+        mm_audio_projector_type: ``mlp2x_gelu``, the only one the released models have.
+        mm_vision_select_layer: index into SigLIP's hidden states, -2 = before the last layer.
+        num_frames: frames per video.
+        video_token_id, audio_token_id: placeholder ids; one token per feature vector.
+
+    Raises:
+        ValueError: a projector type this package does not know, or a patch grid the projector does not fit.
+    """
+
+    model_type = "HumanOmni_qwen2"
+    sub_configs = {"vision_config": SiglipVisionConfig, "audio_config": WhisperConfig, "bert_config": BertConfig}  # noqa: RUF012
+
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    bert_config: dict | PreTrainedConfig | None = None
+    mm_projector_type: str = "all_in_one_small"
+    mm_audio_projector_type: str = "mlp2x_gelu"
+    mm_vision_select_layer: int = -2
+    num_frames: int = 8
+    video_token_id: int | None = None
+    audio_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            value = getattr(self, name)
+            if not isinstance(value, PreTrainedConfig):
+                setattr(self, name, config_class(**(value or {})))
+        if self.mm_projector_type not in PROJECTORS:
+            raise ValueError(f"mm_projector_type {self.mm_projector_type!r}: known are {sorted(PROJECTORS)}")
+        if self.mm_audio_projector_type != "mlp2x_gelu":
+            raise ValueError(f"mm_audio_projector_type {self.mm_audio_projector_type!r}: known is 'mlp2x_gelu'")
+        if self.patch_grid % 2 != PROJECTORS[self.mm_projector_type][2]:
+            vision = self.vision_config
+            raise ValueError(
+                f"a {vision.image_size} px image in {vision.patch_size} px patches gives a {self.patch_grid}x"
+                f"{self.patch_grid} grid, which {self.mm_projector_type} cannot halve: all_in_one_small needs an even "
+                "grid, all_in_one an odd one"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches per side of a frame."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Placeholders of one video: frames times the halved grid."""
+        return self.num_frames * math.ceil(self.patch_grid / 2) ** 2
+
+    @property
+    def num_audio_tokens(self) -> int:
+        """Placeholders of one sound: Whisper's positions averaged by threes."""
+        return self.audio_config.max_source_positions // 3

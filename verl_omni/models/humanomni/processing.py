@@ -1,0 +1,296 @@
+"""Processor of HumanOmni: chat, frames and sound -> the model's inputs."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from verl_omni.media import read_audio, read_video
+
+VIDEO_TOKEN, AUDIO_TOKEN = "<|humanomni_video|>", "<|humanomni_audio|>"
+# What the original's GRPO puts before a video: the Qwen2-VL template's own tags, in addition to HumanOmni's.
+GRPO_PREFIX = "<|vision_start|><|video_pad|><|vision_end|>"
+VIDEO_PROCESSOR_TYPE = "HumanOmniVideoProcessor"  # a name alone: vLLM's loader of frames is registered under it
+PROMPT_STYLES, ASPECT_RATIOS = ("infer", "grpo"), ("pad", "squash")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if loop.first and message.role != 'system' -%}
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for item in message.content -%}
+{%- if item.type == 'video' or 'video' in item -%}
+{{ '<vi_start>VIDEO_TOKEN<vi_end>\\n' }}
+{%- elif item.type == 'audio' or 'audio' in item -%}
+{{ '<au_start>AUDIO_TOKEN<au_end>\\n' }}
+{%- elif 'text' in item -%}
+{{ item.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+""".replace("VIDEO_TOKEN", VIDEO_TOKEN).replace("AUDIO_TOKEN", AUDIO_TOKEN)
+
+MEDIA_TAGS = re.compile(
+    rf"(?:{re.escape(GRPO_PREFIX)})?<vi_start>(?:{re.escape(VIDEO_TOKEN)})*<vi_end>\n"
+    rf"|<au_start>(?:{re.escape(AUDIO_TOKEN)})*<au_end>\n"
+)
+
+
+class HumanOmniProcessor(ProcessorMixin):
+    """Tokenizer, BERT tokenizer, SigLIP image processor and Whisper feature extractor in one.
+
+    Args:
+        image_processor: SigLIP's.
+        feature_extractor: Whisper's.
+        tokenizer: Qwen2's, with the placeholders ``<|humanomni_video|>`` and ``<|humanomni_audio|>``.
+        bert_tokenizer: of the BERT that reads the question.
+        patch_size: pixels a side of a SigLIP patch.
+        num_frames: frames sampled from a video file.
+        prompt_style: ``infer`` (as the original's inference) or ``grpo`` (as its GRPO, with Qwen2-VL's video tags).
+        aspect_ratio: ``pad`` frames to squares with the mean colour, or ``squash`` them.
+        chat_template: Jinja; the default renders R1-Omni's prompt.
+
+    Example::
+
+        inputs = processor(text=[prompt], videos=[frames], audio=[wave], return_tensors="pt")
+    """
+
+    video_token, audio_token = VIDEO_TOKEN, AUDIO_TOKEN
+
+    def __init__(
+        self,
+        image_processor=None,
+        feature_extractor=None,
+        tokenizer=None,
+        bert_tokenizer=None,
+        patch_size: int = 16,
+        num_frames: int = 8,
+        prompt_style: str = "infer",
+        aspect_ratio: str = "pad",
+        chat_template: str | None = None,
+    ):
+        if not isinstance(image_processor, SiglipImageProcessorPil):
+            # Where torchvision is installed, Auto picks a processor that resizes differently from the original's.
+            image_processor = SiglipImageProcessorPil(**image_processor.to_dict())
+        super().__init__(
+            image_processor, feature_extractor, tokenizer, bert_tokenizer, chat_template=chat_template or CHAT_TEMPLATE
+        )
+        self.patch_size, self.num_frames = patch_size, num_frames
+        self.prompt_style = check_option("prompt_style", prompt_style, PROMPT_STYLES)
+        self.aspect_ratio = check_option("aspect_ratio", aspect_ratio, ASPECT_RATIOS)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            *("input_ids", "attention_mask", "pixel_values_videos", "bert_input_ids", "bert_attention_mask"),
+            "input_features",
+        ]
+
+    def video_tokens(self, num_frames: int) -> int:
+        """Placeholders of a video of ``num_frames``: the halved patch grid, rounded up, for each frame."""
+        grid = self.image_processor.size["height"] // self.patch_size
+        return num_frames * ((grid + 1) // 2) ** 2
+
+    @property
+    def audio_tokens(self) -> int:
+        """Placeholders of a sound: Whisper halves the mel frames, the projector takes a third."""
+        return self.feature_extractor.nb_max_frames // 2 // 3
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images=None,
+        videos: Sequence | None = None,
+        audio: Sequence | None = None,
+        video_metadata: Sequence[dict | None] | None = None,
+        sampling_rate: int = 16000,
+        prompt_style: str | None = None,
+        aspect_ratio: str | None = None,
+        return_tensors: str | None = None,
+        do_sample_frames: bool = False,
+        **kwargs,
+    ) -> BatchFeature:
+        """Process a batch of prompts with their media, in the order of the placeholders.
+
+        Args:
+            text: prompts with one placeholder per video and sound. Prompts without any placeholder may come with
+                media too: then the media are processed and the ids left alone.
+            videos: each uint8 ``[T, H, W, 3]`` or a list of T PIL images, already sampled.
+            audio: mono float waves ``[samples]`` at ``sampling_rate``.
+            video_metadata: per video ``{"instruction": question}`` for BERT; default: the prompt's last user turn.
+            prompt_style, aspect_ratio: override the processor's own.
+            **kwargs: for the tokenizer (``padding``, ``padding_side``, ``truncation``, ...).
+
+        Returns:
+            ``input_ids, attention_mask [B, L]``; with videos ``pixel_values_videos [V, T, 3, S, S]`` (float32) and
+            ``bert_input_ids, bert_attention_mask [V, BERT's maximum length]``; with sounds ``input_features
+            [A, bins, frames]`` (float32).
+
+        Raises:
+            ValueError: images, frames still to be sampled, or placeholders and media that do not match.
+        """
+        if images is not None:
+            raise ValueError("HumanOmni sees videos, not images: pass a list of frames as a video")
+        if do_sample_frames:
+            raise ValueError("pass sampled frames (verl_omni.media.read_video) with do_sample_frames=False")
+        texts = [text] if isinstance(text, str) else list(text or [])
+        texts = [self.style_prompt(prompt, prompt_style) for prompt in texts]
+        waves = [] if audio is None else [np.asarray(wave, dtype=np.float32) for wave in audio]
+        pixels = [self.process_frames(video, aspect_ratio) for video in (videos if videos is not None else [])]
+
+        data = {}
+        if texts:
+            expanded = self.expand_placeholders(texts, [self.video_tokens(len(p)) for p in pixels], len(waves))
+            kwargs.setdefault("padding", len(texts) > 1 and return_tensors is not None)
+            data.update(self.tokenizer(expanded, return_tensors=return_tensors, **kwargs))
+        if pixels:
+            data["pixel_values_videos"] = torch.stack(pixels)
+            data.update(self.process_questions(self.questions(texts, len(pixels), video_metadata)))
+        if waves:
+            features = self.feature_extractor(waves, sampling_rate=sampling_rate, return_tensors="pt")
+            data["input_features"] = features["input_features"]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> list[str]:
+        """As transformers', plus the file in which vLLM looks up its video loader."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "preprocessor_config.json"
+        path.write_text(json.dumps({"video_processor_type": VIDEO_PROCESSOR_TYPE}) + "\n")
+        return [*files, str(path)]
+
+    def style_prompt(self, prompt: str, prompt_style: str | None = None) -> str:
+        """``prompt`` in the wanted style, whichever style it is in."""
+        style = check_option("prompt_style", prompt_style or self.prompt_style, PROMPT_STYLES)
+        tag = f"<vi_start>{VIDEO_TOKEN}"
+        prompt = prompt.replace(GRPO_PREFIX + tag, tag)
+        return prompt.replace(tag, GRPO_PREFIX + tag) if style == "grpo" else prompt
+
+    def process_frames(
+        self, frames: np.ndarray | Sequence[Image.Image], aspect_ratio: str | None = None
+    ) -> torch.Tensor:
+        """Frames uint8 ``[T, H, W, 3]`` or T PIL images -> ``[T, 3, S, S]`` float32, bit-equal to the original's."""
+        images = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
+        if check_option("aspect_ratio", aspect_ratio or self.aspect_ratio, ASPECT_RATIOS) == "pad":
+            colour = [int(mean * 255) for mean in self.image_processor.image_mean]
+            images = [pad_to_square(image, colour) for image in images]
+        batch = self.image_processor(images, input_data_format="channels_last", return_tensors="pt")
+        return batch["pixel_values"]
+
+    def expand_placeholders(self, texts: list[str], video_tokens: list[int], num_audio: int) -> list[str]:
+        """One placeholder per feature vector. ``video_tokens``: that number for each video."""
+        lengths = {VIDEO_TOKEN: video_tokens, AUDIO_TOKEN: [self.audio_tokens] * num_audio}
+        for token, name in ((VIDEO_TOKEN, "videos"), (AUDIO_TOKEN, "audio")):
+            found = sum(text.count(token) for text in texts)
+            # No placeholder at all is verl's second call, on decoded text: it wants the media's features only.
+            if found and found != len(lengths[token]):
+                raise ValueError(f"{found} placeholders {token} in the text, {len(lengths[token])} {name} given")
+        queues = {token: iter(counts) for token, counts in lengths.items()}
+        pattern = re.compile("|".join(map(re.escape, lengths)))
+        return [pattern.sub(lambda match: match[0] * next(queues[match[0]]), text) for text in texts]
+
+    def questions(
+        self, texts: list[str], num_videos: int, video_metadata: Sequence[dict | None] | None = None
+    ) -> list[str]:
+        """The question about each video: its metadata's ``instruction``, else its prompt's."""
+        metadata = [item or {} for item in (video_metadata or [None] * num_videos)]
+        # Videos belong to the prompts that hold their placeholders; without any, to the prompts one by one.
+        owners = [text for text in texts for _ in range(text.count(VIDEO_TOKEN))]
+        owners = owners or (texts if len(texts) == num_videos else texts[:1] * num_videos)
+        if len(metadata) != num_videos or (len(owners) != num_videos and not all("instruction" in m for m in metadata)):
+            raise ValueError(
+                f"{num_videos} videos, {len(metadata)} metadata, {len(texts)} prompts: which question is whose? Give "
+                'each video its video_metadata {"instruction": ...}'
+            )
+        owners = owners if len(owners) == num_videos else [""] * num_videos
+        return [
+            m["instruction"] if "instruction" in m else question_of(o) for m, o in zip(metadata, owners, strict=True)
+        ]
+
+    def process_questions(self, questions: list[str]) -> dict[str, torch.Tensor]:
+        """BERT's ids, all padded to its maximum length: verl concatenates the samples' tensors."""
+        batch = self.bert_tokenizer(
+            questions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.bert_tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return {"bert_input_ids": batch["input_ids"], "bert_attention_mask": batch["attention_mask"]}
+
+    def apply_chat_template(self, conversation, tokenize: bool = False, return_dict: bool = False, **kwargs):
+        """Render, and with ``tokenize`` process, a conversation (or a list of them).
+
+        Media items are ``{"type": "video" | "audio", "path" | "video" | "audio": file, folder, frames or wave}``; files
+        are read by :mod:`verl_omni.media`. ``**kwargs`` go to the template, and to :meth:`__call__` if they are its own
+        or in ``processor_kwargs``.
+        """
+        processor_kwargs = {**(kwargs.pop("processor_kwargs", None) or {})}
+        for name in ("prompt_style", "aspect_ratio", "return_tensors", "padding", "padding_side", "video_metadata"):
+            if name in kwargs:
+                processor_kwargs[name] = kwargs.pop(name)
+        text = super().apply_chat_template(conversation, tokenize=False, **kwargs)
+        if not tokenize:
+            return text
+        conversations = conversation if isinstance(text, list) else [conversation]
+        items = [
+            item
+            for messages in conversations
+            for message in messages
+            if not isinstance(message["content"], str)
+            for item in message["content"]
+        ]
+        videos = [self.load(item, "video") for item in items if item["type"] == "video"]
+        audio = [self.load(item, "audio") for item in items if item["type"] == "audio"]
+        inputs = self(text=text, videos=videos or None, audio=audio or None, **processor_kwargs)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def load(self, item: dict, kind: str):
+        """Frames or wave of a chat's media item; arrays and PIL images pass as they are."""
+        source = item["path"] if "path" in item else item[kind]
+        if isinstance(source, np.ndarray | torch.Tensor) or (
+            isinstance(source, list) and not isinstance(source[0], str)
+        ):
+            return source
+        if kind == "video":
+            return read_video(source, self.num_frames)
+        return read_audio(source, self.feature_extractor.sampling_rate)
+
+
+def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
+
+
+def pad_to_square(image: np.ndarray, colour: Sequence[int]) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` -> ``[S, S, 3]`` with S = max(H, W), centred on ``colour``."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = colour
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def question_of(prompt: str) -> str:
+    """The text of the last user turn, without the media's tags."""
+    turn = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+    return MEDIA_TAGS.sub("", turn)

@@ -1,0 +1,137 @@
+"""A small random HumanOmni directory, for the demo and the tests: the real classes at toy sizes."""
+
+import string
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertTokenizer, GenerationConfig, Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from verl_omni.labels import LABELS
+from verl_omni.prompts import QUESTION, instruction
+
+from .configuration import HumanOmniConfig
+from .modeling import HumanOmniQwen2ForCausalLM
+from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor
+
+# Qwen2's special tokens, in its order; the placeholders take the first unused ids, as in a converted checkpoint.
+SPECIAL_TOKENS = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+]
+THOUGHTS = (
+    "In the video, the face is bright and the voice is high, so the person is {label}.",
+    "The person looks {label} and sounds {label}.",
+    "I see a dark face and hear a low voice: {label}.",
+)
+VOCAB_SIZE, BERT_LENGTH, IMAGE_SIZE, PATCH_SIZE, SECONDS = 640, 128, 32, 8, 2
+
+
+def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
+    """Write a random HumanOmni of about 1.5 million parameters (float32) to ``out_dir``, which is returned.
+
+    32 video tokens (8 frames, 4x4 patches) and 33 audio tokens (2 s); all recipes run on it within seconds.
+
+    Example::
+
+        model = AutoModelForCausalLM.from_pretrained(build_tiny("tiny"))
+    """
+    out_dir = Path(out_dir)
+    tokenizer, bert_tokenizer = train_tokenizer(corpus()), train_bert_tokenizer(corpus())
+    tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
+    processor = HumanOmniProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        feature_extractor=WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS),
+        tokenizer=tokenizer,
+        bert_tokenizer=bert_tokenizer,
+        patch_size=PATCH_SIZE,
+    )
+    torch.manual_seed(seed)
+    model = HumanOmniQwen2ForCausalLM(tiny_config(processor))
+    spread_weights(model)
+    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
+    model.save_pretrained(out_dir)
+    processor.save_pretrained(out_dir)
+    return out_dir
+
+
+def tiny_config(processor: HumanOmniProcessor) -> HumanOmniConfig:
+    """The configuration that fits ``processor``; head_dim 32, the smallest that vLLM runs on a CPU."""
+    tokenizer = processor.tokenizer
+    return HumanOmniConfig(
+        vision_config={
+            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+            **{"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
+        },
+        audio_config={
+            **{"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128},
+            **{"num_mel_bins": 80, "max_source_positions": SECONDS * 50, "classifier_proj_size": 16},
+        },
+        bert_config={
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"vocab_size": len(processor.bert_tokenizer), "max_position_embeddings": BERT_LENGTH},
+        },
+        video_token_id=processor.video_token_id,
+        audio_token_id=processor.audio_token_id,
+        architectures=["HumanOmniQwen2ForCausalLM"],
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+
+
+@torch.no_grad()
+def spread_weights(model: HumanOmniQwen2ForCausalLM) -> None:
+    """LeCun initialisation of everything before the language model.
+
+    Frozen random towers must carry what they see through to their outputs, which the usual std of 0.02 does not.
+    """
+    parts = (model.model.vision_tower, model.model.audio_tower, model.model.mm_projector, model.model.audio_projector)
+    for module in (module for part in parts for module in part.modules()):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def corpus() -> list[str]:
+    """The texts the recipes produce: prompts, and answers with every label."""
+    labels = sorted({label for names in LABELS.values() for label in names})
+    answers = [
+        f"<think>{thought.format(label=label)}</think>\n<answer>{label}</answer>"
+        for label in labels
+        for thought in THOUGHTS
+    ]
+    prompt = f"system\nYou are a helpful assistant.\nuser\n<vi_start><vi_end>\n<au_start><au_end>\n{instruction()}"
+    return [prompt, QUESTION, "assistant\n", *answers] * 4
+
+
+def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
+    """Byte-level BPE with Qwen2's splitting rules; special tokens after the text's, as in Qwen2."""
+    room = VOCAB_SIZE - len(SPECIAL_TOKENS) - 2
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=room, show_progress=False)
+    tokenizer.add_tokens(SPECIAL_TOKENS, special_tokens=True)
+    tokenizer.eos_token = "<|im_end|>"
+    return tokenizer
+
+
+def train_bert_tokenizer(texts: list[str]) -> BertTokenizer:
+    """Word pieces of ``texts``, and every letter and digit for other questions."""
+    letters = string.ascii_lowercase + string.digits
+    alphabet = [" ".join(letters), "".join(letter * 2 for letter in letters)]
+    tokenizer = BertTokenizer().train_new_from_iterator([*texts, *alphabet], vocab_size=400, show_progress=False)
+    tokenizer.model_max_length = BERT_LENGTH
+    return tokenizer
