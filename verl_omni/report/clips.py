@@ -1,0 +1,85 @@
+"""A clip as the page shows it: small frames, the waveform and playable sound, all as data URIs."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from verl_omni.media import MediaError, read_audio, read_video
+
+FRAME_HEIGHT = 96
+SAMPLING_RATE = 16_000
+SOUND_SECONDS = 30
+WAVE_POINTS = 240
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """What is seen and heard of a clip.
+
+    Attributes:
+        frames: The frames the model sees, as JPEG data URIs.
+        sound: MP3 data URI of the first 30 s; empty without sound.
+        wave: SVG path of the waveform's envelope in a box of 240 x 40; empty without sound.
+        seconds: Length of the sound.
+        problems: Why a part is missing.
+    """
+
+    frames: list[str]
+    sound: str
+    wave: str
+    seconds: float
+    problems: list[str]
+
+
+def view(videos: list[str], audios: list[str], num_frames: int = 8) -> ClipView:
+    """Read a row's media for the page; a file that does not decode becomes a line in `problems`."""
+    frames, sound, wave, seconds, problems = [], "", "", 0.0, []
+    for path in videos[:1]:
+        try:
+            frames = [_jpeg(frame) for frame in read_video(path, num_frames)]
+        except (MediaError, OSError) as error:
+            problems.append(str(error))
+    for path in audios[:1]:
+        try:
+            samples = read_audio(path, SAMPLING_RATE)
+        except (MediaError, OSError) as error:
+            problems.append(str(error))
+            continue
+        seconds = len(samples) / SAMPLING_RATE
+        samples = samples[: SOUND_SECONDS * SAMPLING_RATE]
+        sound, wave = _mp3(samples), envelope(samples)
+    return ClipView(frames, sound, wave, seconds, problems)
+
+
+def envelope(samples: np.ndarray) -> str:
+    """A closed SVG path around the waveform ``[samples]``, in a box of `WAVE_POINTS` by 40."""
+    parts = np.array_split(samples, min(WAVE_POINTS, max(len(samples), 1)))
+    peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
+    high = [20 - 19 * float(part.max(initial=0.0)) / peak for part in parts]
+    low = [20 - 19 * float(part.min(initial=0.0)) / peak for part in parts]
+    step = WAVE_POINTS / max(len(parts) - 1, 1)
+    there = [f"{i * step:.1f},{y:.1f}" for i, y in enumerate(high)]
+    back = [f"{i * step:.1f},{y:.1f}" for i, y in reversed(list(enumerate(low)))]
+    return "M" + "L".join(there + back) + "Z"
+
+
+def _jpeg(frame: np.ndarray) -> str:
+    image = Image.fromarray(frame)
+    image = image.resize((max(1, round(image.width * FRAME_HEIGHT / image.height)), FRAME_HEIGHT))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=78)
+    return _data_uri("image/jpeg", buffer.getvalue())
+
+
+def _mp3(samples: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLING_RATE, format="MP3")
+    return _data_uri("audio/mpeg", buffer.getvalue())
+
+
+def _data_uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,132 @@
+"""Training curves from verl's logs, as inline SVG.
+
+Read are the `file` tracker's JSON lines, `{"step": 1, "data": {"critic/rewards/mean": 0.5, …}}`
+(`verl/utils/tracking.py`, `trainer.logger=[file]`), and the `console` tracker's lines, `step:1 - key:value - …`
+(`verl/utils/logger/aggregate_logger.py`).
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.ticker import MaxNLocator
+
+# Metrics worth a panel, in order; a pattern that matches several keys gives one panel each.
+PANELS = (
+    (r"critic/(?:score|rewards)/mean", "reward"),
+    (r"(?:reward|critic|training)\S*(?:accuracy|format)\S*/mean|(?:train|training)/(?:accuracy|format)\S*", "reward"),
+    (r"val-(?:core|aux)/.*", "validation"),
+    (r"train/loss", "cold start"),
+    (r"val/loss", "cold start"),
+    (r"actor/kl_loss", "distance from the reference model"),
+    (r"actor/entropy", "policy"),
+    (r"actor/grad_norm", "policy"),
+    (r"response_length/mean", "tokens"),
+    (r"training/rollout_actor_probs_pearson_corr", "actor and rollout agree if above 0.995"),
+)
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+CONSOLE = re.compile(r"\bstep:(\d+) - ")
+CONSOLE_PAIR = re.compile(rf"(?P<key>[^\s:]+):(?:np\.\w+\()?(?P<value>{NUMBER})\)?$")
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 190, 46, 12, 10, 24
+
+
+class LogError(ValueError):
+    """A log without a training step in it."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a metric and its points ``[(step, value), …]`` in every log that has it."""
+
+    metric: str
+    note: str
+    series: list[tuple[str, list[tuple[int, float]]]]
+
+
+def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Points of every metric of a log, by step.
+
+    Raises:
+        LogError: The file holds no line of verl's file or console tracker.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        step, data = _file_line(line) or _console_line(line) or (0, {})
+        for key, value in data.items():
+            if math.isfinite(value):
+                points.setdefault(key, {})[step] = value
+    if not points:
+        raise LogError(f"{path}: no training step found; expected verl's `file` tracker (jsonl) or its console output")
+    return {key: sorted(values.items()) for key, values in points.items()}
+
+
+def _file_line(line: str) -> tuple[int, dict[str, float]] | None:
+    if not line.startswith('{"step":'):
+        return None
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a run that was killed
+        return None
+    return entry["step"], {k: float(v) for k, v in entry["data"].items() if isinstance(v, (int, float))}
+
+
+def _console_line(line: str) -> tuple[int, dict[str, float]] | None:
+    match = CONSOLE.search(line)
+    if match is None:
+        return None
+    pairs = (CONSOLE_PAIR.fullmatch(part.strip()) for part in line[match.end() :].split(" - "))
+    return int(match[1]), {pair["key"]: float(pair["value"]) for pair in pairs if pair}
+
+
+def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:
+    """The charts to draw, from logs by name (see `read_log`)."""
+    keys = list(dict.fromkeys(key for metrics in logs.values() for key in metrics))
+    chosen = []
+    for pattern, note in PANELS:
+        for key in sorted(key for key in keys if re.fullmatch(pattern, key)):
+            if all(panel.metric != key for panel in chosen):
+                series = [(name, metrics[key]) for name, metrics in logs.items() if key in metrics]
+                chosen.append(Panel(key, note, series))
+    return chosen
+
+
+def chart(panel: Panel) -> dict:
+    """What the template draws: ticks, grid and one path per series, in SVG units."""
+    steps = [step for _, points in panel.series for step, _ in points]
+    values = [value for _, points in panel.series for _, value in points]
+    x_ticks = _ticks(min(steps), max(steps), integer=True)
+    y_ticks = _ticks(min(values), max(values))
+    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    y_low, y_high = min(y_ticks), max(y_ticks)
+
+    def x(step: float) -> float:
+        return round(LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    return {
+        "metric": panel.metric,
+        "note": panel.note,
+        "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if x_low <= tick <= x_high],
+        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
+        "series": [
+            {
+                "name": name,
+                "path": "M" + "L".join(f"{x(step)},{y(value)}" for step, value in points),
+                "points": [(x(step), y(value)) for step, value in points] if len(points) <= 40 else [],
+                "last": f"{points[-1][1]:.4g}",
+                "steps": len(points),
+            }
+            for name, points in panel.series
+        ],
+    }
+
+
+def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return [float(tick) for tick in MaxNLocator(nbins=5, integer=integer).tick_values(low, high)]

@@ -1,0 +1,206 @@
+"""The report page: what the template shows, gathered from results files and logs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
+from verl_omni.evaluation.consistency import consistency, explanation
+from verl_omni.evaluation.results import Answer, ResultsError, read_answers
+from verl_omni.evaluation.scoring import Score, changed_share, prediction, score_all
+from verl_omni.metrics import war
+from verl_omni.report import clips, curves
+
+# arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
+    "HumanOmni-0.5B": {"dfew": (22.64, 19.44), "mafw": (20.18, 13.52), "ravdess": (7.33, 9.38)},
+    "EMER-SFT": {"dfew": (38.66, 35.31), "mafw": (38.39, 28.02), "ravdess": (29.00, 27.19)},
+    "MAFW-DFEW-SFT": {"dfew": (60.23, 44.39), "mafw": (50.44, 30.39), "ravdess": (29.33, 30.75)},
+    "R1-Omni": {"dfew": (65.83, 56.27), "mafw": (57.68, 40.04), "ravdess": (43.00, 44.69)},
+}
+TITLES = {"dfew": "DFEW", "mafw": "MAFW", "ravdess": "RAVDESS", "emer": "EMER", "demo": "Demo corpus"}
+SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """One model's answer to one clip, with what it says when a sense is taken away."""
+
+    model: str
+    right: bool
+    answer: str
+    think: str
+    consistency: str
+    error: str
+    truncated: bool
+    without: dict[str, str]  # "picture" or "sound" -> the answer given without it
+
+    @property
+    def sensitive(self) -> list[str]:
+        return [sense for sense, answer in self.without.items() if answer != self.answer]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One clip of the browsable part."""
+
+    id: str
+    corpus: str
+    label: str
+    question: str
+    view: clips.ClipView
+    answers: list[ModelAnswer]
+
+
+def write_report(
+    results: Sequence[str | Path], logs: Sequence[str | Path], out: str | Path, max_clips: int = 60, title: str = ""
+) -> int:
+    """Write the page; returns the number of clips shown.
+
+    Args:
+        results: Results files of `python -m verl_omni evaluate`.
+        logs: Training logs, each named by its file name.
+        out: The HTML file.
+        max_clips: Number of clips to show, spread evenly over the rows.
+        title: Heading of the page.
+
+    Raises:
+        ResultsError: A results file cannot be read, or none holds an answer.
+        LogError: A log holds no training step.
+    """
+    answers = [answer for path in results for answer in read_answers(path)]
+    if not answers:
+        raise ResultsError(f"no answers in {', '.join(map(str, results))}; run `python -m verl_omni evaluate` first")
+    scores = score_all(answers)
+    cards = make_cards(answers, max_clips)
+    charts = [curves.chart(panel) for panel in curves.panels({name_of(path, logs): curves.read_log(path) for path in logs})]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("verl_omni.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
+    models = list(dict.fromkeys(score.model for score in scores))
+    page = environment.get_template("page.html.j2").render(
+        title=title or "Emotion recognition from picture and sound",
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        models=models,
+        colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *(n for c in charts for n in names_in(c))]))},
+        table=results_table(scores),
+        published=PUBLISHED,
+        scores=[score for score in scores if score.variant == NORMAL],
+        heat=heat,
+        modality=modality_rows(answers),
+        charts=charts,
+        chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
+        cards=cards,
+        rows=len({(answer.data_source, answer.id) for answer in answers}),
+        corpora=list(dict.fromkeys(card.corpus for card in cards)),
+        labels=sorted({card.label for card in cards}),
+    )
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(page, encoding="utf-8")
+    return len(cards)
+
+
+def name_of(path: str | Path, among: Sequence[str | Path]) -> str:
+    """A log's name: its file name, or with its folder where two logs have the same file name."""
+    path = Path(path)
+    twins = sum(Path(other).stem == path.stem for other in among)
+    return path.stem if twins == 1 else f"{path.parent.name}/{path.stem}"
+
+
+def names_in(chart: dict) -> list[str]:
+    return [series["name"] for series in chart["series"]]
+
+
+def results_table(scores: list[Score]) -> dict:
+    """Measured scores by model and corpus, and the corpora that either table has, in the paper's order."""
+    measured: dict[str, dict[str, Score]] = {}
+    for score in scores:
+        if score.variant == NORMAL:
+            measured.setdefault(score.model, {})[score.data_source] = score
+    named = dict.fromkeys(score.data_source for score in scores)
+    corpora = [*(corpus for corpus in named if corpus not in PUBLISHED["R1-Omni"]), *PUBLISHED["R1-Omni"]]
+    return {"measured": measured, "corpora": corpora}
+
+
+def heat(score: Score) -> list[dict]:
+    """Rows of a confusion matrix, with each cell's share of its true class."""
+    rows = []
+    for label, counts in zip(score.labels[:-1], score.confusion, strict=False):
+        total = sum(counts)
+        if total:
+            cells = [(column, n, n / total) for column, n in zip(score.labels, counts, strict=True)]
+            rows.append({"label": label, "total": total, "cells": cells, "recall": score.recall[label]})
+    return rows
+
+
+def modality_rows(answers: list[Answer]) -> list[dict]:
+    """For each model, corpus and sense taken away: WAR with and without it on the same rows, and the answers changed."""
+    rows = []
+    for model, corpus in dict.fromkeys((answer.model, answer.data_source) for answer in answers):
+        mine = [answer for answer in answers if (answer.model, answer.data_source) == (model, corpus)]
+        for variant, sense in SENSES.items():
+            without = [answer for answer in mine if answer.variant == variant]
+            ids = {answer.id for answer in without}
+            both = [answer for answer in mine if answer.variant == NORMAL and answer.id in ids]
+            if both and without:
+                changed, compared = changed_share(mine, variant)
+                row = {"model": model, "corpus": corpus, "sense": sense, "changed": changed, "compared": compared}
+                rows.append(row | {"war": share_right(both), "war_without": share_right(without)})
+    return rows
+
+
+def share_right(answers: list[Answer]) -> float:
+    return war([answer.label for answer in answers], [prediction(answer) for answer in answers])
+
+
+def make_cards(answers: list[Answer], max_clips: int) -> list[Card]:
+    """Cards for up to `max_clips` rows, spread evenly over all rows in the order of the results."""
+    rows: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        rows.setdefault((answer.data_source, answer.id), []).append(answer)
+    keys = list(rows)
+    chosen = np.unique(np.linspace(0, len(keys) - 1, min(max_clips, len(keys))).round().astype(int))
+    return [_card(rows[keys[index]]) for index in chosen]
+
+
+def _card(answers: list[Answer]) -> Card:
+    first = answers[0]
+    models = dict.fromkeys(answer.model for answer in answers)
+    return Card(
+        id=first.id,
+        corpus=first.data_source,
+        label=first.label,
+        question=first.question,
+        view=clips.view(first.videos, first.audios),
+        answers=[_model_answer([answer for answer in answers if answer.model == model]) for model in models],
+    )
+
+
+def _model_answer(answers: list[Answer]) -> ModelAnswer:
+    by_variant = {answer.variant: answer for answer in answers}
+    shown = by_variant.get(NORMAL, answers[0])
+    word = prediction(shown)
+    think = explanation(shown.completion)
+    return ModelAnswer(
+        model=shown.model,
+        right=word == shown.label and not shown.error,
+        answer=word,
+        think=think,
+        consistency=consistency(think, word) if think else "",
+        error=shown.error,
+        truncated=shown.finish_reason == "length",
+        without={
+            sense: prediction(by_variant[variant])
+            for variant, sense in SENSES.items()
+            if variant in by_variant and not by_variant[variant].error
+        },
+    )
