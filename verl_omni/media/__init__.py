@@ -3,8 +3,16 @@
 A file that cannot be read raises ``MediaError``; nothing here stands in black frames or silence for data.
 """
 
-from verl_omni.media.audio import NoAudioError, read_audio
-from verl_omni.media.errors import MediaError
+from verl_omni.media.audio import NoAudioError, read_audio, sound_track_seconds
+from verl_omni.media.errors import MediaError, existing
 from verl_omni.media.video import frame_indices, read_video
 
-__all__ = ["MediaError", "NoAudioError", "frame_indices", "read_audio", "read_video"]
+__all__ = [
+    "MediaError",
+    "NoAudioError",
+    "existing",
+    "frame_indices",
+    "read_audio",
+    "read_video",
+    "sound_track_seconds",
+]

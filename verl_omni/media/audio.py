@@ -32,7 +32,7 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
     path = existing(source)
     if path.suffix[1:].upper() in soundfile.available_formats():
         return _read_sound_file(path, sampling_rate)
-    seconds = _sound_track_seconds(path)
+    seconds = sound_track_seconds(path)
     try:
         wave = decord.AudioReader(str(path), sample_rate=sampling_rate, mono=True)[:].asnumpy()[0]
     except (RuntimeError, decord.DECORDError) as error:
@@ -46,8 +46,14 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
     return wave
 
 
-def _sound_track_seconds(path: Path) -> float:
-    """Return the sound track's length as the container announces it; 0 where it doesn't."""
+def sound_track_seconds(source: str | os.PathLike) -> float:
+    """Return the sound track's length as the container announces it, 0 where it doesn't; nothing is decoded.
+
+    Raises:
+        NoAudioError: the container has no audio track.
+        MediaError: the file is missing, empty, or no media file.
+    """
+    path = existing(source)
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:

@@ -1,0 +1,1 @@
+"""Rows, verl datasets over them, and the corpora they come from."""

@@ -1,0 +1,161 @@
+"""verl's datasets for rows with video and sound.
+
+    data.custom_cls.path=pkg://verl_omni.data.dataset data.custom_cls.name=OmniRLHFDataset   (or OmniSFTDataset)
+
+Both check rows and media when they are built, which is before verl starts its workers, and read:
+
+    +data.num_frames     frames per video; default: the model's own (its processor's)
+    +data.media_check    full (default: decode every file) or exists
+    +data.no_audio       error (default) or video_only, for clips without an audio track
+
+A file that fails later, in the middle of training, raises ``MediaError`` with its name: verl logs it and the step
+goes on with its other prompts (``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).
+"""
+
+from typing import Any
+
+import datasets
+import pandas as pd
+from omegaconf import DictConfig, open_dict
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.py_functional import convert_nested_value_to_list_recursive
+from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
+
+from verl_omni.data.rows import check_rows, load_rows
+from verl_omni.media import read_audio, read_video
+
+
+def checked_rows(files: list[str], prompt_key: str, config: DictConfig, max_samples: int) -> list[dict]:
+    """Load and check rows as ``config`` (verl's ``data`` section) says."""
+    rows = load_rows(files, max_samples, config.get("shuffle", False), config.get("seed"))
+    check_rows(rows, prompt_key, config.num_frames, config.get("media_check", "full"), config.get("no_audio", "error"))
+    return [row.data for row in rows]
+
+
+def columns_of(rows: list[dict]) -> dict[str, list]:
+    """Rows -> columns; a row that lacks one, such as ``audios``, has None there."""
+    return {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+
+
+def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
+    """Set ``num_frames`` to the model's: verl hands this very config on to the agent loop, which has no processor."""
+    if config.get("num_frames") is None:
+        with open_dict(config):
+            config.num_frames = processor.num_frames
+
+
+class OmniRLHFDataset(RLHFDataset):
+    """Prompts with video and sound for GRPO; see ``verl_omni.data.rows`` for the rows.
+
+    Raises:
+        RowsError: rows or media that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        data_files: str | list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        config: DictConfig,
+        processor: ProcessorMixin,
+        max_samples: int = -1,
+    ):
+        fill_in_num_frames(config, processor)
+        super().__init__(data_files, tokenizer, config, processor, max_samples)
+
+    def _read_files_and_tokenize(self) -> None:
+        rows = checked_rows(self.data_files, self.prompt_key, self.config, self.max_samples)
+        self.dataframe = self.maybe_filter_out_long_prompts(datasets.Dataset.from_dict(columns_of(rows)))
+
+    @classmethod
+    def _process_multi_modal_info(
+        cls, messages: list[dict], image_patch_size: int, config: DictConfig
+    ) -> tuple[None, list[tuple] | None, list | None]:
+        """Read the media of a conversation.
+
+        Returns:
+            No images; videos, each ``(frames, {"instruction": question})`` with frames uint8 ``[T, H, W, 3]``; audios,
+            each float32 ``[samples]`` at 16 kHz. None where there are none.
+
+        Raises:
+            MediaError: a file cannot be read any more.
+        """
+        items = content_items(messages)
+        metadata = {"instruction": question_of(messages)}
+        videos = [(read_video(i["video"], config.num_frames), metadata) for i in items if i["type"] == "video"]
+        audios = [read_audio(item["audio"]) for item in items if item["type"] == "audio"]
+        return None, videos or None, audios or None
+
+
+def content_items(messages: list[dict]) -> list[dict]:
+    """Return the items of all messages that have items (a message of plain text is a string)."""
+    return [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
+
+
+def question_of(messages: list[dict]) -> str:
+    """Return the text of the last user message, which is what the BERT gate reads."""
+    content = [message["content"] for message in messages if message["role"] == "user"][-1]
+    if isinstance(content, str):
+        return content
+    return "".join(item["text"] for item in content if item["type"] == "text")
+
+
+class OmniSFTDataset(MultiTurnSFTDataset):
+    """Conversations with video and sound for supervised fine-tuning; the loss is on the assistant's turns alone.
+
+    Rows are as for ``OmniRLHFDataset``, with ``messages`` that end in an answer in place of ``prompt`` and label.
+
+    Raises:
+        RowsError: rows or media that cannot be trained on.
+    """
+
+    audio_key = "audios"
+    template_checked = False
+
+    def __init__(
+        self,
+        parquet_files: str | list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        config: DictConfig,
+        processor: ProcessorMixin,
+        max_samples: int = -1,
+    ):
+        fill_in_num_frames(config, processor)
+        self.config = config
+        processor.image_processor.patch_size = processor.patch_size  # where verl looks for it
+        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+
+    def _read_files_and_process(self) -> None:
+        rows = checked_rows(self.parquet_files, self.messages_key, self.config, self.max_samples)
+        self.dataframe = pd.DataFrame(columns_of(rows))
+        self.messages = self.dataframe[self.messages_key].tolist()
+        self.tools = self.enable_thinking = None
+        self.system_prompt, self.generation_prompt = extract_system_prompt_and_generation(
+            self.tokenizer, **self.apply_chat_template_kwargs
+        )
+
+    def _build_messages(self, example: dict[str, Any]) -> list[dict]:
+        """Return the messages with frames and waves in place of ``<video>`` and ``<audio>``."""
+        example = example | {self.messages_key: convert_nested_value_to_list_recursive(example[self.messages_key])}
+        # The other dataset's method: it knows <audio>, this one's own does not.
+        messages = RLHFDataset._build_messages(self, example, key=self.messages_key)
+        for item in content_items(messages):
+            if item["type"] == "video":
+                item["video"] = read_video(item["video"], self.config.num_frames)
+            elif item["type"] == "audio":
+                item["audio"] = read_audio(item["audio"])
+        return messages
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        # Rows without media have the key as well: verl's collator looks for the first row's keys in all.
+        return {"multi_modal_inputs": {}} | super().__getitem__(item)
+
+    def sanity_check(self, *args: Any) -> None:
+        """Compare turn by turn with the whole conversation once: the template is the same for all rows.
+
+        verl does it for every row, and processes all media a second time for it.
+        """
+        if not self.template_checked:
+            super().sanity_check(*args)
+            self.template_checked = True
