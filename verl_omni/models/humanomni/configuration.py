@@ -21,6 +21,8 @@ class HumanOmniConfig(Qwen2Config):
         mm_vision_select_layer: index into SigLIP's hidden states, -2 = before the last layer.
         num_frames: frames per video.
         video_token_id, audio_token_id: placeholder ids; one token per feature vector.
+        original_files, original_tensors: of a converted checkpoint, the original's small JSON files and which optional
+            tensors it had; for the way back.
 
     Raises:
         ValueError: a projector type this package does not know, or a patch grid the projector does not fit.
@@ -38,6 +40,8 @@ class HumanOmniConfig(Qwen2Config):
     num_frames: int = 8
     video_token_id: int | None = None
     audio_token_id: int | None = None
+    original_files: dict | None = None
+    original_tensors: dict | None = None
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():

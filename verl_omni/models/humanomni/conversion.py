@@ -1,0 +1,373 @@
+"""Original R1-Omni checkpoints <-> self-contained directories.
+
+An original checkpoint names its towers by paths in ``config.json``, which users edit by hand, and ignores the tower
+weights that it may carry. A converted directory holds everything under one roof: config with the towers' nested, all
+weights, the processor with both tokenizers, the chat template. The original's small JSON files travel inside the new
+``config.json`` (``original_files``), through training too, so that the way back needs nothing else.
+
+Tensors are read one by one and written in shards, so memory stays below one copy of the weights.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from .configuration import HumanOmniConfig
+from .modeling import HumanOmniQwen2ForCausalLM
+from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 4 << 30
+# original prefix -> ours; all other names are the same
+RENAMED = {
+    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+    "model.audio_tower.audio_tower.": "model.audio_tower.",
+}
+TOWERS = tuple(RENAMED.values())
+# tower -> (flag, key of the original's config.json that names its directory)
+TOWER_FLAGS = {
+    "vision": ("--vision", "mm_vision_tower"),
+    "audio": ("--audio", "mm_audio_tower"),
+    "bert": ("--bert", None),
+}
+# What tower directories hold besides the tower: the text half of SigLIP, the decoder of Whisper.
+NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_out.")
+# Whisper's classification head is in the original's class, but in no released Whisper, and nothing uses it.
+UNUSED_HEAD = ("model.audio_tower.projector.", "model.audio_tower.classifier.")
+
+
+class ConversionError(ValueError):
+    """A checkpoint that is not what it should be; the message says what was found and what to do."""
+
+
+@dataclass
+class Tensor:
+    """A tensor on disk, read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], torch.Tensor]
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    vision: str | Path | None = None,
+    audio: str | Path | None = None,
+    bert: str | Path | None = None,
+    towers: str = "directories",
+) -> Path:
+    """Turn an original checkpoint into a self-contained directory ``out``, which is returned.
+
+    Args:
+        checkpoint: directory with ``config.json``, a tokenizer, and safetensors or ``.bin`` weights, sharded or not.
+        vision, audio: SigLIP's and Whisper's directories; default: those that ``config.json`` names.
+        bert: BERT's directory, for its configuration and tokenizer (its weights come from the checkpoint).
+        towers: ``directories`` takes the towers' weights from there, as the original does; ``checkpoint`` from
+            the checkpoint.
+
+    Raises:
+        ConversionError: missing directories, tensors missing, unexpected or of the wrong shape, ``out`` not empty.
+    """
+    checkpoint, out = Path(checkpoint), empty_directory(out)
+    original = json.loads((checkpoint / "config.json").read_text())
+    dirs = {
+        name: tower_directory(name, given, original)
+        for name, given in zip(TOWER_FLAGS, (vision, audio, bert), strict=True)
+    }
+    processor = build_processor(checkpoint, dirs, original)
+    config = build_config(original, dirs, processor)
+
+    weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
+    config.original_files = small_json_files(checkpoint)
+    config.original_tensors = {
+        "towers": any(name.startswith(TOWERS) for name in weights),
+        "lm_head": "lm_head.weight" in weights,
+    }
+    expected = expected_shapes(config)
+    if towers == "directories":
+        weights = use_directories(weights, dirs, dtype=weights["model.embed_tokens.weight"].dtype)
+    elif not config.original_tensors["towers"]:
+        raise ConversionError(f"{checkpoint} has no tower weights: leave --towers checkpoint out")
+    add_unused_head(weights, expected)
+    drop_tied_head(weights, config)
+    check_tensors(weights, expected, checkpoint)
+
+    write_weights(weights, out)
+    config.save_pretrained(out)
+    processor.save_pretrained(out)
+    copy_generation_config(checkpoint, out)
+    return out
+
+
+def convert_back(directory: str | Path, out: str | Path) -> Path:
+    """Write the original layout of a converted (and perhaps since trained) ``directory`` to ``out``.
+
+    Tower weights are written if the original checkpoint had them.
+
+    Raises:
+        ConversionError: ``directory`` does not stem from an original checkpoint, ``out`` not empty.
+    """
+    directory, out = Path(directory), empty_directory(out)
+    config = HumanOmniConfig.from_pretrained(directory)
+    if config.original_files is None:
+        raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
+    weights = read_weights(directory)
+    check_tensors(weights, expected_shapes(config), directory)
+    if config.original_tensors["lm_head"] and config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    if not config.original_tensors["towers"]:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
+    write_weights({to_original(name): tensor for name, tensor in weights.items()}, out)
+    for name, content in config.original_files.items():
+        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_tokenizer(directory, out)
+    return out
+
+
+def small_json_files(checkpoint: Path) -> dict[str, dict]:
+    """An original's configurations: all its JSON files but the vocabulary's and the weights' index."""
+    large = ("vocab.json", "tokenizer.json")
+    files = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
+    return {file.name: json.loads(file.read_text()) for file in files}
+
+
+def write_tokenizer(directory: Path, out: Path) -> None:
+    """The vocabulary's files, for slow and fast tokenizers, without the placeholders."""
+    tokenizer = Qwen2Tokenizer.from_pretrained(directory).backend_tokenizer
+    tokenizer.model.save(str(out))  # vocab.json, merges.txt
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in (VIDEO_TOKEN, AUDIO_TOKEN)]
+    (out / "tokenizer.json").write_text(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def to_new(name: str) -> str:
+    for original, new in RENAMED.items():
+        if name.startswith(original):
+            return new + name.removeprefix(original)
+    return name
+
+
+def to_original(name: str) -> str:
+    for original, new in RENAMED.items():
+        if name.startswith(new):
+            return original + name.removeprefix(new)
+    return name
+
+
+def empty_directory(path: str | Path) -> Path:
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise ConversionError(f"{path} is not empty: remove it, or choose another --out")
+    return path
+
+
+def tower_directory(name: str, given: str | Path | None, original: dict) -> Path:
+    """The directory of a tower: the one given, else the one that the original's ``config.json`` names."""
+    flag, key = TOWER_FLAGS[name]
+    if given is not None:
+        path, source = Path(given), flag
+    elif key is None:
+        raise ConversionError(
+            f"which BERT? Its tokenizer is not part of a checkpoint: pass {flag} DIR (bert-base-uncased)"
+        )
+    else:
+        path, source = Path(original.get(key, "")), f"config.json's {key}"
+    if not (path / "config.json").is_file():
+        raise ConversionError(f"{source} is {str(path)!r}, no directory with a config.json here: pass {flag} DIR")
+    return path
+
+
+def build_processor(checkpoint: Path, dirs: dict[str, Path], original: dict) -> HumanOmniProcessor:
+    tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = None  # the original's is Qwen2-VL's; the processor brings HumanOmni's
+    tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
+    if len(tokenizer) > original["vocab_size"]:
+        raise ConversionError(
+            f"the tokenizer has {len(tokenizer)} tokens with the two placeholders, but vocab_size is "
+            f"{original['vocab_size']}: no unused ids are left"
+        )
+    bert_tokenizer = BertTokenizer.from_pretrained(dirs["bert"])
+    positions = AutoConfig.from_pretrained(dirs["bert"]).max_position_embeddings
+    bert_tokenizer.model_max_length = min(bert_tokenizer.model_max_length, positions)
+    return HumanOmniProcessor(
+        image_processor=SiglipImageProcessorPil.from_pretrained(dirs["vision"]),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(dirs["audio"]),
+        tokenizer=tokenizer,
+        bert_tokenizer=bert_tokenizer,
+        patch_size=vision_config(dirs["vision"]).patch_size,
+        num_frames=original.get("num_frames", HumanOmniConfig.num_frames),
+    )
+
+
+def vision_config(directory: Path):
+    """SigLIP's vision configuration, alone or inside that of the whole SigLIP."""
+    config = AutoConfig.from_pretrained(directory)
+    return config.vision_config if config.model_type == "siglip" else config
+
+
+def build_config(original: dict, dirs: dict[str, Path], processor: HumanOmniProcessor) -> HumanOmniConfig:
+    known = {field.name for field in fields(HumanOmniConfig)} | {"rope_theta", "rope_scaling", "torch_dtype"}
+    known -= {"transformers_version"}
+    return HumanOmniConfig(
+        **{name: value for name, value in original.items() if name in known},
+        vision_config=vision_config(dirs["vision"]),
+        audio_config=AutoConfig.from_pretrained(dirs["audio"]),
+        bert_config=AutoConfig.from_pretrained(dirs["bert"]),
+        video_token_id=processor.video_token_id,
+        audio_token_id=processor.audio_token_id,
+    )
+
+
+def expected_shapes(config: HumanOmniConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's tensors, without making them."""
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in HumanOmniQwen2ForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a directory's weight files (safetensors, else ``.bin``), unread."""
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+    if not files:
+        raise ConversionError(f"{directory} has no *.safetensors and no pytorch_model*.bin")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_bin(file)
+        if twice := sorted(weights.keys() & tensors.keys()):
+            raise ConversionError(f"{file}: tensors that another file of {directory} has, too: {', '.join(twice)}")
+        weights |= tensors
+    for index in directory.glob("*.index.json"):
+        if missing := sorted(json.loads(index.read_text())["weight_map"].keys() - weights.keys()):
+            raise ConversionError(f"{index} lists tensors that are in no file: {', '.join(missing)}")
+    return weights
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    handle = safe_open(file, framework="pt")
+    slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
+    return {
+        name: Tensor(tuple(s.get_shape()), SAFETENSORS_DTYPES[s.get_dtype()], partial(handle.get_tensor, name))
+        for name, s in slices.items()
+    }
+
+
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_bin(file: Path) -> dict[str, Tensor]:
+    tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return {name: Tensor(tuple(t.shape), t.dtype, partial(torch.clone, t)) for name, t in tensors.items()}
+
+
+def use_directories(weights: dict[str, Tensor], dirs: dict[str, Path], dtype: torch.dtype) -> dict[str, Tensor]:
+    """``weights`` with the towers' from their directories, cast to the checkpoint's ``dtype`` as the original does."""
+    found = {
+        **tower_weights(dirs["vision"], "vision_model.", "model.vision_tower.", dtype),
+        **tower_weights(dirs["audio"], "encoder.", "model.audio_tower.encoder.", dtype),
+    }
+    both = sorted(found.keys() & weights.keys())
+    different = [name for name in both if not torch.equal(found[name].load(), weights[name].load())]
+    if different:
+        logger.warning(
+            "%d of the checkpoint's %d tower tensors differ from the directories' (first: %s). The directories' are "
+            "used, as the original does; --towers checkpoint takes the others",
+            *(len(different), len(both), different[0]),
+        )
+    kept = {n: t for n, t in weights.items() if not n.startswith(TOWERS) or n.startswith(UNUSED_HEAD)}
+    return {**kept, **found}
+
+
+def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tower's tensors out of a directory that may hold the whole SigLIP or Whisper."""
+    weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
+    weights = {
+        name: t for name, t in weights.items() if not name.startswith((*NOT_THE_TOWER, "projector.", "classifier."))
+    }
+    if unknown := sorted(name for name in weights if not name.startswith(prefix)):
+        raise ConversionError(f"{directory}: unexpected tensors {', '.join(unknown)}")
+    return {
+        new_prefix + name.removeprefix(prefix): Tensor(t.shape, dtype, lambda t=t: t.load().to(dtype))
+        for name, t in weights.items()
+    }
+
+
+def add_unused_head(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Zeros for the head that nothing uses (the original initialises it at random)."""
+    dtype = weights["model.embed_tokens.weight"].dtype
+    for name, shape in expected.items():
+        if name.startswith(UNUSED_HEAD) and name not in weights:
+            weights[name] = Tensor(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
+
+
+def drop_tied_head(weights: dict[str, Tensor], config: HumanOmniConfig) -> None:
+    """``.bin`` checkpoints store tied embeddings twice."""
+    if config.tie_word_embeddings and "lm_head.weight" in weights:
+        head, embeddings = weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"]
+        if not torch.equal(head.load(), embeddings.load()):
+            raise ConversionError(
+                "config.json says tie_word_embeddings, but lm_head.weight is not model.embed_tokens.weight: set it to "
+                "false to keep both"
+            )
+
+
+def check_tensors(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]], source: Path) -> None:
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {weights[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+        raise ConversionError(f"{source}: tensors do not fit the configuration; " + "; ".join(lists))
+
+
+def write_weights(weights: dict[str, Tensor], out: Path) -> None:
+    """Safetensors, sharded with an index as transformers does; one shard in memory at a time."""
+    shards = list(split(weights.items(), SHARD_BYTES))
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(names) > 1 else ["model.safetensors"]
+    weight_map = {}
+    for file, shard in zip(names, shards, strict=True):
+        save_file({name: tensor.load() for name, tensor in shard.items()}, out / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(names) > 1:
+        index = {"metadata": {"total_size": sum(map(size, weights.values()))}, "weight_map": weight_map}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def size(tensor: Tensor) -> int:
+    return torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+
+
+def split(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterable[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        if shard and sum(map(size, shard.values())) + size(tensor) > limit:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+def copy_generation_config(source: Path, out: Path) -> None:
+    if (source / "generation_config.json").is_file():
+        shutil.copy(source / "generation_config.json", out)
