@@ -1,5 +1,6 @@
 """HumanOmni in verl 0.9.1: what verl asks of a model that it does not know by name."""
 
+import sys
 from types import ModuleType
 
 MODEL_TYPE = "HumanOmni_qwen2"
@@ -29,7 +30,9 @@ def accept_processor(tokenizer: ModuleType) -> None:
         processor.config = config  # as verl's own function leaves it
         return processor
 
-    tokenizer.hf_processor = hf_processor_or_humanomni
+    # verl imports this module before its plug-ins, so two packages have copied the name by now.
+    for module in (tokenizer, sys.modules["verl.utils.tokenizer"], sys.modules["verl.utils"]):
+        module.hf_processor = hf_processor_or_humanomni
 
 
 def ban_audio_placeholder(utils: ModuleType) -> None:
