@@ -136,7 +136,9 @@ def make_voice(rng: np.random.Generator, sound: str) -> np.ndarray:
 def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
     """Write frames uint8 ``[T, H, W, 3]`` and mono ``[samples]`` as mp4 (H.264 + AAC)."""
     with av.open(str(path), "w") as clip:
-        video = clip.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
+        # zerolatency: with its look-ahead, x264 does not always write the same bytes for the same frames.
+        options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
+        video = clip.add_stream("libx264", rate=FPS, options=options)
         video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
         video.codec_context.thread_count = 1  # clips this small gain nothing from more
         audio = clip.add_stream("aac", rate=SAMPLING_RATE, layout="mono")

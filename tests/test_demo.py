@@ -1,0 +1,80 @@
+"""The demo corpus: real clips, whose label cannot be told from one sense."""
+
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+
+from verl_omni.data.corpora.rows import read_rows
+from verl_omni.data.demo import LABEL_OF, build_demo
+from verl_omni.data.rows import check_rows, load_rows
+from verl_omni.labels import LABELS
+from verl_omni.media import read_audio, read_video
+from verl_omni.rewards import compute_score
+
+SIZES = {"n_train": 16, "n_test": 8, "n_sft": 8}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return build_demo(tmp_path_factory.mktemp("demo"), seed=0, **SIZES)
+
+
+def clips(files):
+    return [row["videos"][0] for split in files.values() for row in read_rows(split)]
+
+
+def test_clips_are_h264_and_aac(files):
+    for path in clips(files):
+        with av.open(path) as clip:
+            assert [stream.codec_context.name for stream in clip.streams] == ["h264", "aac"]
+
+
+def test_rows_pass_the_full_check(files):
+    check_rows(load_rows([files["train"], files["test"]]))
+    check_rows(load_rows([files["sft"]]), prompt_key="messages")
+
+
+def test_same_seed_same_bytes_other_seed_other_clips(files, tmp_path):
+    def contents(built):
+        return [open(path, "rb").read() for path in clips(built)]
+
+    assert contents(build_demo(tmp_path / "again", seed=0, **SIZES)) == contents(files)
+    assert not set(contents(build_demo(tmp_path / "other", seed=1, **SIZES))) & set(contents(files))
+    assert len(set(contents(files))) == sum(SIZES.values()), "no clip of one split is in another"
+
+
+def test_labels_are_balanced_and_need_both_senses(files):
+    for split in ("train", "test"):
+        labels = Counter(row["reward_model"]["ground_truth"] for row in read_rows(files[split]))
+        assert set(labels) == set(LABELS["demo"]) and len(set(labels.values())) == 1
+    for sense in (0, 1):
+        for state in {states[sense] for states in LABEL_OF}:
+            assert len({label for states, label in LABEL_OF.items() if states[sense] == state}) == 2
+
+
+def test_cold_start_answers_earn_both_rewards_and_name_what_is_seen_and_heard(files):
+    rows = read_rows(files["sft"])
+    for row, (states, label) in zip(rows, list(LABEL_OF.items()) * 2, strict=True):
+        answer = row["messages"][-1]["content"]
+        assert compute_score("demo", answer, label)["score"] == 2.0
+        assert all(state in answer for state in states)
+
+
+def test_sight_and_sound_each_show_in_simple_features(files):
+    """Brightness of the middle, and the mean frequency, separate the states without overlap."""
+    seen, heard = {"bright": [], "dark": []}, {"high": [], "low": []}
+    states_of = {label: states for states, label in LABEL_OF.items()}
+    for row in read_rows(files["train"]):
+        sight, sound = states_of[row["reward_model"]["ground_truth"]]
+        seen[sight].append(read_video(row["videos"][0])[:, 24:40, 24:40].mean())
+        spectrum = np.abs(np.fft.rfft(read_audio(row["audios"][0])))
+        heard[sound].append(np.average(np.arange(len(spectrum)), weights=spectrum**2))
+    assert min(seen["bright"]) > max(seen["dark"]) + 30
+    assert min(heard["high"]) > 2 * max(heard["low"])
+
+
+def test_numbers_that_four_labels_cannot_share_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="n_test=10"):
+        build_demo(tmp_path, n_test=10)
