@@ -61,6 +61,8 @@ def load_rows(files: Sequence[str], max_samples: int = -1, shuffle: bool = False
 
 
 def _absolute(data: dict, file: str) -> dict:
+    if not isinstance(data, dict):
+        raise RowsError(f"{file}: a list of rows was expected, {data!r} found in it")
     folder = Path(file).absolute().parent
 
     def resolve(source: str | list[str]) -> str | list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from verl_omni.media.errors import REPLACE, MediaError, existing
+from verl_omni.media.errors import REPLACE, MediaError, existing, reason
 
 # Headers round; what a cut file lacks is more than this share and this long.
 MISSING_SHARE, MISSING_SECONDS = 0.1, 0.5
@@ -36,7 +36,7 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
     try:
         wave = decord.AudioReader(str(path), sample_rate=sampling_rate, mono=True)[:].asnumpy()[0]
     except (RuntimeError, decord.DECORDError) as error:
-        raise MediaError(f"{path}: the sound does not decode ({str(error).splitlines()[0]}); {REPLACE}") from error
+        raise MediaError(f"{path}: the sound does not decode ({reason(error)}); {REPLACE}") from error
     _check_wave(wave, path)
     missing = seconds - len(wave) / sampling_rate
     if missing > max(MISSING_SECONDS, MISSING_SHARE * seconds):  # decord stops at damage without an error
@@ -68,7 +68,7 @@ def _read_sound_file(path: Path, sampling_rate: int) -> np.ndarray:
     try:
         wave, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [samples, channels]
     except soundfile.LibsndfileError as error:
-        raise MediaError(f"{path}: the sound does not decode ({error}); {REPLACE}") from error
+        raise MediaError(f"{path}: the sound does not decode ({reason(error)}); {REPLACE}") from error
     wave = wave.mean(axis=1)
     if rate != sampling_rate:
         divisor = np.gcd(rate, sampling_rate)

@@ -1,6 +1,7 @@
 """The one kind of error that reading media raises."""
 
 import os
+import re
 from pathlib import Path
 
 REPLACE = "replace the file or remove the rows that name it"
@@ -18,3 +19,9 @@ def existing(path: str | os.PathLike) -> Path:
     if path.is_file() and path.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty (0 bytes); {REPLACE}")
     return path
+
+
+def reason(error: Exception) -> str:
+    """Return what a library's error says, in a line, without decord's clock and source file."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", first)

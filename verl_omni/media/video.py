@@ -10,7 +10,7 @@ import decord
 import numpy as np
 from PIL import Image
 
-from verl_omni.media.errors import REPLACE, MediaError, existing
+from verl_omni.media.errors import REPLACE, MediaError, existing, reason
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
         reader = decord.VideoReader(str(path), num_threads=1)
         return reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
     except (RuntimeError, decord.DECORDError) as error:  # decord raises both kinds for damaged files
-        raise MediaError(f"{path}: the video does not decode ({_first_line(error)}); {REPLACE}") from error
+        raise MediaError(f"{path}: the video does not decode ({reason(error)}); {REPLACE}") from error
 
 
 def _images_of(folder: Path) -> list[Path]:
@@ -82,7 +82,7 @@ def _read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow reports damaged PNG chunks as SyntaxError
-        raise MediaError(f"{path}: the image does not decode ({_first_line(error)}); {REPLACE}") from error
+        raise MediaError(f"{path}: the image does not decode ({reason(error)}); {REPLACE}") from error
 
 
 def _read_gif(path: Path, num_frames: int) -> np.ndarray:
@@ -93,9 +93,5 @@ def _read_gif(path: Path, num_frames: int) -> np.ndarray:
                 gif.seek(index)
                 frames.append(np.asarray(gif.convert("RGB")))
     except (OSError, EOFError, SyntaxError) as error:
-        raise MediaError(f"{path}: the gif does not decode ({_first_line(error)}); {REPLACE}") from error
+        raise MediaError(f"{path}: the gif does not decode ({reason(error)}); {REPLACE}") from error
     return np.stack(frames)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
