@@ -76,6 +76,12 @@ HOOKS = (
         "a sampled audio placeholder has no audio behind it; verl bans those of images and videos only",
         patch="verl-ban-audio-placeholder.diff",
     ),
+    Hook(
+        "vllm.v1.engine.input_processor",
+        "verl_omni.models.humanomni.vllm_processing:reject_placeholders_without_media",
+        "vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip",
+        patch="vllm-placeholders-without-media.diff",
+    ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "verl.utils.distributed",

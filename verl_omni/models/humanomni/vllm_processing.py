@@ -8,6 +8,7 @@ items and encoder outputs; a question that travelled any other way would get the
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from tempfile import NamedTemporaryFile
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,6 @@ from verl_omni.media import read_video
 
 from .configuration import HumanOmniConfig
 from .processing import HumanOmniProcessor, question_of
-
-# Answered by vLLM's chat front end, which adds the clip's sound as an audio item; no argument of the HF processor.
-FRONT_END_KWARGS = {"use_audio_in_video"}
 
 
 class HumanOmniDataParser(MultiModalDataParser):
@@ -121,9 +119,6 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
             ValueError: the prompt's placeholders and the media do not match; a video with another number of frames
                 than the model takes.
         """
-        inputs.hf_processor_mm_kwargs = {
-            name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name not in FRONT_END_KWARGS
-        }
         inputs.prompt = self._collapse(self._style(inputs.prompt, inputs.hf_processor_mm_kwargs), inputs.mm_data_items)
         if "video" in inputs.mm_data_items:
             self._add_instructions(inputs)  # before vLLM hashes the items
@@ -258,3 +253,24 @@ class HumanOmniVideoLoader(VideoLoader):
             file.write(data)
             file.flush()
             return read_video(file.name, num_frames), {}
+
+
+def reject_placeholders_without_media(input_processor: ModuleType) -> None:
+    """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
+
+    Args:
+        input_processor: ``vllm.v1.engine.input_processor``.
+    """
+    validate = input_processor.InputProcessor._validate_model_input
+
+    def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
+        config = self.model_config.hf_config
+        if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
+            found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
+            if found:
+                raise ValueError(
+                    f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
+                )
+        validate(self, prompt_input, prompt_type)
+
+    input_processor.InputProcessor._validate_model_input = validate_model_input
