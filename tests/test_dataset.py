@@ -255,7 +255,7 @@ def test_sft_batch_of_all_modalities_is_what_the_engine_takes(folder, processor)
     dataset = sft_dataset(write(folder, sft_rows([MIXED[3], *MIXED])), processor)
     batch = SFTTensorCollator("no_padding")([dataset[index] for index in range(6)])
     inputs = extract_multi_modal_inputs(batch["multi_modal_inputs"])
-    assert inputs["pixel_values_videos"].shape[0] == inputs["bert_input_ids"].shape[0] == 3
+    assert inputs["pixel_values"].shape[0] == inputs["bert_input_ids"].shape[0] == 3
     assert inputs["input_features"].shape[0] == 3
     assert len(batch["input_ids"].unbind()) == 6
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .configuration import HumanOmniConfig
 from .towers import HumanOmniTowers
 
-MEDIA_INPUTS = ("pixel_values_videos", "bert_input_ids", "bert_attention_mask", "input_features")
+MEDIA_INPUTS = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 
 
 def placeholder_positions(input_ids: torch.Tensor, token_id: int, length: int) -> torch.Tensor:
@@ -63,7 +63,7 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
@@ -72,9 +72,9 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
         """See :meth:`HumanOmniQwen2ForCausalLM.forward`."""
         if inputs_embeds is None:
             inputs_embeds = self.embed(
-                input_ids, pixel_values_videos, bert_input_ids, bert_attention_mask, input_features
+                input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features
             )
-        elif pixel_values_videos is not None or input_features is not None:
+        elif pixel_values is not None or input_features is not None:
             raise ValueError("pass media with input_ids: inputs_embeds have no placeholders to put features at")
         return super().forward(
             attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
@@ -83,7 +83,7 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
     def embed(
         self,
         input_ids: torch.LongTensor,
-        pixel_values_videos: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
@@ -92,14 +92,14 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
         video = audio = None
         video_length, audio_length = self.config.num_video_tokens, self.config.num_audio_tokens
         embeddings = self.embed_tokens(input_ids)
-        if pixel_values_videos is not None:
-            video = self.get_video_features(pixel_values_videos, bert_input_ids, bert_attention_mask)
+        if pixel_values is not None:
+            video = self.get_video_features(pixel_values, bert_input_ids, bert_attention_mask)
             video_length = video.shape[1]
         if input_features is not None:
             audio = self.get_audio_features(input_features)
             audio_length = audio.shape[1]
         embeddings = place_features(
-            embeddings, input_ids, self.config.video_token_id, video, video_length, "pixel_values_videos"
+            embeddings, input_ids, self.config.video_token_id, video, video_length, "pixel_values"
         )
         embeddings = place_features(
             embeddings, input_ids, self.config.audio_token_id, audio, audio_length, "input_features"
@@ -134,7 +134,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
@@ -145,7 +145,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         Args:
             input_ids: ``[B, L]`` with placeholders already expanded to one per feature vector; padded (with
                 ``attention_mask``), or packed into ``[1, total]`` (no mask, ``position_ids`` that restart).
-            pixel_values_videos: ``[V, T, 3, S, S]``, all videos of the batch in the order of their placeholders.
+            pixel_values: ``[V, T, 3, S, S]``, all videos of the batch in the order of their placeholders.
             bert_input_ids, bert_attention_mask: ``[V, L]``, the question about each video.
             input_features: ``[A, bins, frames]`` log-mel, all sounds in the order of their placeholders.
             **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...).
@@ -157,7 +157,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            pixel_values_videos=pixel_values_videos,
+            pixel_values=pixel_values,
             bert_input_ids=bert_input_ids,
             bert_attention_mask=bert_attention_mask,
             input_features=input_features,

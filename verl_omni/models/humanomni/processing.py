@@ -99,7 +99,7 @@ class HumanOmniProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [
-            *("input_ids", "attention_mask", "pixel_values_videos", "bert_input_ids", "bert_attention_mask"),
+            *("input_ids", "attention_mask", "pixel_values", "bert_input_ids", "bert_attention_mask"),
             "input_features",
         ]
 
@@ -139,7 +139,7 @@ class HumanOmniProcessor(ProcessorMixin):
             **kwargs: for the tokenizer (``padding``, ``padding_side``, ``truncation``, ...).
 
         Returns:
-            ``input_ids, attention_mask [B, L]``; with videos ``pixel_values_videos [V, T, 3, S, S]`` (float32) and
+            ``input_ids, attention_mask [B, L]``; with videos ``pixel_values [V, T, 3, S, S]`` (float32) and
             ``bert_input_ids, bert_attention_mask [V, BERT's maximum length]``; with sounds ``input_features
             [A, bins, frames]`` (float32).
 
@@ -161,7 +161,7 @@ class HumanOmniProcessor(ProcessorMixin):
             kwargs.setdefault("padding", len(texts) > 1 and return_tensors is not None)
             data.update(self.tokenizer(expanded, return_tensors=return_tensors, **kwargs))
         if pixels:
-            data["pixel_values_videos"] = torch.stack(pixels)
+            data["pixel_values"] = torch.stack(pixels)
             data.update(self.process_questions(self.questions(texts, len(pixels), video_metadata)))
         if waves:
             features = self.feature_extractor(waves, sampling_rate=sampling_rate, return_tensors="pt")

@@ -147,10 +147,10 @@ class HumanOmniTowers:
         return self
 
     @torch.no_grad()
-    def encode_video(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[V, T, 3, S, S]`` -> patch features ``[V, T, g*g, C]``. Frozen."""
-        V, T = pixel_values_videos.shape[:2]
-        x = self.vision_tower.embeddings(pixel_values_videos.flatten(0, 1))  # [V*T, g*g, C], in the tower's dtype
+        V, T = pixel_values.shape[:2]
+        x = self.vision_tower.embeddings(pixel_values.flatten(0, 1))  # [V*T, g*g, C], in the tower's dtype
         for layer in self.vision_tower.encoder.layers[: self.select_layers]:
             x = layer(x, None)
         return x.unflatten(0, (V, T))
@@ -178,10 +178,10 @@ class HumanOmniTowers:
         return self.bert_gate(torch.cat(cls)).softmax(dim=-1)[index]
 
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, bert_input_ids: torch.Tensor, bert_attention_mask: torch.Tensor
+        self, pixel_values: torch.Tensor, bert_input_ids: torch.Tensor, bert_attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """Videos ``[V, T, 3, S, S]`` and their questions ``[V, L]`` -> ``[V, T * ceil(g/2)**2, H]``."""
-        patches = self.encode_video(pixel_values_videos)
+        patches = self.encode_video(pixel_values)
         return self.mm_projector(patches, self.branch_probs(bert_input_ids, bert_attention_mask))
 
     def project_audio(self, encoded: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ class HumanOmniQwen2ForCausalLM(HumanOmniTowers, nn.Module, SupportsMultiModal):
 
     def embed_multimodal(
         self,
-        pixel_values_videos: Sequence[torch.Tensor] = (),
+        pixel_values: Sequence[torch.Tensor] = (),
         bert_input_ids: Sequence[torch.Tensor] = (),
         bert_attention_mask: Sequence[torch.Tensor] = (),
         input_features: Sequence[torch.Tensor] = (),
@@ -68,7 +68,7 @@ class HumanOmniQwen2ForCausalLM(HumanOmniTowers, nn.Module, SupportsMultiModal):
 
         They are encoded one by one: the same numbers in every batch, and memory for one.
         """
-        videos = zip(pixel_values_videos, bert_input_ids, bert_attention_mask, strict=True)
+        videos = zip(pixel_values, bert_input_ids, bert_attention_mask, strict=True)
         return [
             *(self.get_video_features(pixels[None], ids[None], mask[None])[0] for pixels, ids, mask in videos),
             *(self.get_audio_features(mel[None])[0] for mel in input_features),
