@@ -1,0 +1,132 @@
+"""`python -m verl_omni evaluate MODEL --data ROWS`: answer every row with vLLM, and measure WAR and UAR."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
+from verl_omni.evaluation.results import ResultsError
+
+EPILOG = """writes to --out:
+  NAME.jsonl         one line per answer; run the same command again to go on after an interruption
+  NAME.scores.json   WAR, UAR, recalls, confusion, intervals, by corpus and variant"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`)")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
+    parser.add_argument("--name", help="the model's name in results and report (default: its directory's)")
+    group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
+    group.add_argument("--blank-video", action="store_true", help="also with every frame in the mean colour")
+    group.add_argument("--mute-audio", action="store_true", help="also with silence for sound")
+    group.add_argument("--modality-ablation", action="store_true", help="both of the above")
+    group = parser.add_argument_group("decoding (greedy)")
+    group.add_argument("--max-tokens", type=int, default=512, help="length limit of an answer (default 512)")
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="default 1, as in training; the original's inference took 1.1 from its checkpoints",
+    )
+    group.add_argument(
+        "--no-audio",
+        choices=["error", "video_only"],
+        default="error",
+        help="what a clip without an audio track is: a failed row (default), or a row without sound",
+    )
+    group = parser.add_argument_group("vLLM")
+    group.add_argument("--max-model-len", type=int, default=2048, help="prompt and answer in tokens (default 2048)")
+    group.add_argument("--tensor-parallel-size", type=int, default=1)
+    group.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    group.add_argument("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32, …")
+
+
+def run(args: argparse.Namespace) -> int:
+    from verl_omni.evaluation.answering import Sampling, evaluate
+    from verl_omni.evaluation.scoring import changed_share, score_all
+
+    model = args.model.resolve()
+    if not (model / "config.json").is_file():
+        print(f"error: {args.model}: no config.json in it; expected a model directory (see `convert`)", file=sys.stderr)
+        return 2
+    name = args.name or model.name
+    wanted = {
+        NORMAL: True,
+        VIDEO_BLANKED: args.blank_video or args.modality_ablation,
+        AUDIO_MUTED: args.mute_audio or args.modality_ablation,
+    }
+    engine = {
+        "max_model_len": args.max_model_len,
+        "tensor_parallel_size": args.tensor_parallel_size,
+        "gpu_memory_utilization": args.gpu_memory_utilization,
+        "dtype": args.dtype,
+    }
+    out = args.out / f"{name}.jsonl"
+    try:
+        answers = evaluate(
+            model,
+            args.data,
+            out,
+            name,
+            [variant for variant in VARIANTS if wanted[variant]],
+            Sampling(args.max_tokens, args.repetition_penalty),
+            args.no_audio,
+            engine,
+        )
+    except (ResultsError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    scores = score_all(answers)
+    scores_file = out.with_suffix(".scores.json")
+    scores_file.write_text(json.dumps([asdict(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
+    changed = {
+        (score.data_source, score.variant): changed_share(
+            [answer for answer in answers if answer.data_source == score.data_source], score.variant
+        )
+        for score in scores
+        if score.variant != NORMAL
+    }
+    console = Console()
+    console = Console(width=max(console.width, 92))  # a pipe has 80 columns, which cut the figures off
+    console.print(scores_table(scores, changed))
+    for score in scores:
+        for row, reason in score.failures:
+            print(f"failed ({score.variant}), counted as a miss: {row}: {reason}", file=sys.stderr)
+    print(f"{out}\n{scores_file}")
+    return 0
+
+
+def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) -> Table:
+    """Scores by corpus and variant, for the terminal."""
+    table = Table(title=f"{scores[0].model}, in % (below: 95 % bootstrap interval)")
+    columns = ("corpus", "variant", "rows", "WAR", "UAR", "format", "other", "cut", "failed", "changed")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right", no_wrap=True)
+    table.caption = "other: answers outside the label set; cut: at the token limit; changed: against variant normal"
+    for score in scores:
+        differing, compared = changed.get((score.data_source, score.variant), (0, 0))
+        table.add_row(
+            score.data_source,
+            score.variant,
+            str(score.rows),
+            with_interval(score.war, score.war_interval),
+            with_interval(score.uar, score.uar_interval),
+            f"{score.format_rate:.1f}",
+            str(sum(score.out_of_set.values())),
+            str(score.truncated),
+            str(len(score.failures)),
+            f"{100 * differing / compared:.1f}" if compared else "",
+        )
+    return table
+
+
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.2f}" + (f"\n{interval[0]:.1f}–{interval[1]:.1f}" if interval else "")

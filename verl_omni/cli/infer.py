@@ -1,0 +1,110 @@
+"""`python -m verl_omni infer CLIP`: think and answer for one clip, with transformers alone."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from verl_omni.media import MediaError
+from verl_omni.prompts import QUESTION, instruction
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clip", type=Path, help="video, gif, sound file, or folder of frames")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=Path("R1-Omni-0.5B"),
+        help="self-contained model directory, see `convert` (default ./R1-Omni-0.5B)",
+    )
+    parser.add_argument(
+        "--ask",
+        metavar="QUESTION",
+        default=QUESTION,
+        help="another question than R1-Omni's; the instruction to think and answer in tags is added",
+    )
+    parser.add_argument("--max-tokens", type=int, default=512, help="length limit of the answer (default 512)")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="default 1, as in training; the original's inference took 1.1 from its checkpoints",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not (args.model / "config.json").is_file():
+        print(
+            f"error: {args.model}: no config.json in it; give a model directory with --model "
+            "(`python -m verl_omni convert` makes one from an original checkpoint)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        senses = senses_of(args.clip)
+        completion = infer(args.clip, senses, args.model, args.ask, args.max_tokens, args.repetition_penalty)
+    except MediaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from verl_omni.evaluation.consistency import explanation
+    from verl_omni.rewards import extract_answer
+
+    if senses != ["video", "audio"]:
+        print(f"note: {args.clip} has {'picture' if senses == ['video'] else 'sound'} only", file=sys.stderr)
+    print(f"think:  {explanation(completion) or '(none)'}")
+    print(f"answer: {extract_answer(completion) or '(none)'}")
+    return 0
+
+
+def senses_of(clip: Path) -> list[str]:
+    """`video` and `audio` where a file has them; a folder of frames has `video`.
+
+    Raises:
+        MediaError: The file is not there, is no media file, or has neither.
+    """
+    if clip.is_dir():
+        return ["video"]
+    if not clip.is_file():
+        raise MediaError(f"{clip}: no such file; give a video, a gif, a sound file or a folder of frames")
+    try:
+        with av.open(str(clip)) as container:
+            # A sound file's cover picture is a video stream too.
+            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            senses = ["video"] * bool(moving) + ["audio"] * bool(container.streams.audio)
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{clip}: not a media file that can be opened ({error}); replace it") from error
+    if not senses:
+        raise MediaError(f"{clip}: neither picture nor sound in it; give a video, a gif or a sound file")
+    return senses
+
+
+def infer(
+    clip: Path, senses: list[str], model: Path, question: str, max_tokens: int, repetition_penalty: float
+) -> str:
+    """Greedy completion for a clip.
+
+    Raises:
+        MediaError: The clip does not decode.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    import verl_omni.models  # noqa: F401  (registers model and processor)
+
+    processor = AutoProcessor.from_pretrained(model)
+    items = [{"type": sense, "path": str(clip)} for sense in senses]
+    messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(question)}]}]
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
+    network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    output = network.generate(
+        **inputs.to(network.device, dtype=network.dtype),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        repetition_penalty=repetition_penalty,
+    )
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,247 @@
+"""Rows and media to answers, with vLLM: greedy, batched by the engine, each answer on disk once it is computed."""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+from transformers import AutoProcessor
+
+import verl_omni.models  # noqa: F401  (registers the processor)
+from verl_omni.data.rows import Row, load_rows
+from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
+from verl_omni.evaluation.results import (
+    Answer,
+    ResultsError,
+    ResultsFile,
+    fingerprint,
+    media_fingerprint,
+    model_fingerprint,
+)
+from verl_omni.media import MediaError, NoAudioError
+from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
+from verl_omni.platforms.cpu import answer_for_vllm, is_cpu_only
+
+TAGS = re.compile("(<video>|<audio>)")
+IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
+
+Key = tuple[str, str, str]  # model, row id, variant
+T, R = TypeVar("T"), TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy decoding. A repetition penalty other than 1 is what the original's `generate` took from its checkpoint."""
+
+    max_tokens: int = 512
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row as the model gets it: the rendered prompt and its decoded media, or the reason why there are none."""
+
+    answers: list[Answer]  # one for each variant still to be computed, without a completion
+    prompt: str = ""
+    videos: Sequence[np.ndarray] = ()  # uint8 [T, H, W, 3] each
+    audios: Sequence[np.ndarray] = ()  # float32 [samples] each
+    error: str = ""
+
+
+def evaluate(
+    model: Path,
+    files: Sequence[Path],
+    out: Path,
+    name: str,
+    variants: Sequence[str],
+    sampling: Sampling,
+    no_audio: str = "error",
+    engine: dict[str, Any] | None = None,
+) -> list[Answer]:
+    """Answer every row in every variant that applies to it; answers on file are not computed again.
+
+    Args:
+        model: Self-contained model directory.
+        files: Rows files.
+        out: Results file.
+        name: The model's name in results and report.
+        variants: Of `verl_omni.evaluation.ablation.VARIANTS`.
+        sampling: Decoding settings.
+        no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
+        engine: Further arguments of `vllm.LLM`.
+
+    Returns:
+        The answers of all rows, in the order of rows and variants.
+
+    Raises:
+        ResultsError: Rows without distinct ids, or a results file in use.
+    """
+    processor = AutoProcessor.from_pretrained(model)
+    settings = [model_fingerprint(model), asdict(sampling), no_audio]
+    planned = plan(load_rows([str(file) for file in files]), name, variants, settings)
+    keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
+    with ResultsFile(out, keys) as results:
+        if results.superseded:
+            print(f"{out}: {results.superseded} answers were made with other settings; moved to {out}.superseded")
+        todo = [(row, [a for a in answers if a.key not in results.answers]) for row, answers in planned]
+        todo = [(row, answers) for row, answers in todo if answers]
+        remaining = sum(len(answers) for _, answers in todo)
+        if remaining:
+            llm = start_engine(model, sampling, engine or {})
+            jobs = prefetch(lambda item: load(*item, processor, no_audio), todo)
+            progress = tqdm(total=len(keys), initial=len(keys) - remaining, desc=f"evaluate {name}", unit="answer")
+            with progress:
+                for answer in answer_jobs(llm, jobs, sampling, processor.image_processor.image_mean):
+                    results.add(answer)
+                    progress.update()
+        return [results.answers[a.key] for _, answers in planned for a in answers]
+
+
+def plan(rows: list[Row], name: str, variants: Sequence[str], settings: list) -> list[tuple[Row, list[Answer]]]:
+    """Each row with the answers wanted for it, still empty, under their keys."""
+    planned, seen = [], {}
+    prints: dict[str, str] = {}
+    for row in tqdm(rows, desc="identify media", unit="row"):
+        data = row.data
+        row_id = (data.get("extra_info") or {}).get("id") or f"{data['data_source']}/{row.number}"
+        if row_id in seen:
+            raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
+        seen[row_id] = row
+        videos, audios = [data.get(key) or [] for key in ("videos", "audios")]
+        media = [[file_print(source, prints) for source in sources] for sources in (videos, audios)]
+        common = {
+            "model": name,
+            "data_source": data["data_source"],
+            "id": row_id,
+            "label": data["reward_model"]["ground_truth"],
+            "question": TAGS.sub("", data["prompt"][-1]["content"]),
+            "videos": videos,
+            "audios": audios,
+        }
+        made = [variant for variant in variants if applies(variant, videos, audios)]
+        keys = [fingerprint([row_id, data["prompt"], media, settings, variant]) for variant in made]
+        planned.append((row, [Answer(key=k, variant=v, **common) for k, v in zip(keys, made, strict=True)]))
+    return planned
+
+
+def file_print(source: str | list[str], known: dict[str, str]) -> str:
+    """Content hash of a media source; a file that several rows or both senses share is read once."""
+    paths = [source] if isinstance(source, str) else source
+    for path in paths:
+        if path not in known:
+            known[path] = media_fingerprint(path)
+    return fingerprint([known[path] for path in paths])
+
+
+def conversation(prompt: list[dict], videos: list, audios: list) -> list[dict]:
+    """A row's prompt with its media in place of `<video>` and `<audio>`, as verl's dataset builds it."""
+    media = {"<video>": ("video", iter(videos)), "<audio>": ("audio", iter(audios))}
+    messages = []
+    for message in prompt:
+        items = []
+        for part in filter(None, TAGS.split(message["content"])):
+            if part in media:
+                kind, queue = media[part]
+                items.append({"type": kind, kind: next(queue)})
+            else:
+                items.append({"type": "text", "text": part})
+        messages.append({"role": message["role"], "content": items})
+    return messages
+
+
+def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, no_audio: str) -> Job:
+    """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
+    prompt, videos, audios = row.data["prompt"], answers[0].videos, answers[0].audios
+    found = "".join(message["content"] for message in prompt)
+    if (found.count("<video>"), found.count("<audio>")) != (len(videos), len(audios)):
+        return Job(answers, error=f"{row}: placeholders and media differ in number; correct the row")
+    try:
+        frames = [processor.load({"video": source}, "video") for source in videos]
+        try:
+            waves = [processor.load({"audio": source}, "audio") for source in audios]
+        except NoAudioError:
+            if no_audio != "video_only" or not videos:
+                raise
+            waves, audios = [], []
+            prompt = [message | {"content": message["content"].replace("<audio>", "")} for message in prompt]
+    except MediaError as error:
+        return Job(answers, error=str(error))
+    text = processor.apply_chat_template(
+        conversation(prompt, videos, audios), tokenize=False, add_generation_prompt=True
+    )
+    return Job(answers, text, frames, waves)
+
+
+def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` in threads (decoders release the GIL), in order, only a few items ahead."""
+    workers = min(os.cpu_count(), 16)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def start_engine(model: Path, sampling: Sampling, arguments: dict[str, Any]) -> Any:
+    """A `vllm.LLM` for the model, on a GPU or a CPU."""
+    if is_cpu_only():
+        answer_for_vllm()
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a share of the machine
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own doubles the start
+        arguments = {"enforce_eager": True, **arguments}
+    from vllm import LLM
+
+    return LLM(model=str(model), seed=0, limit_mm_per_prompt={"video": 1, "audio": 1}, **arguments)
+
+
+def answer_jobs(llm: Any, jobs: Iterator[Job], sampling: Sampling, image_mean: list[float]) -> Iterator[Answer]:
+    """Keep vLLM supplied with requests and yield answers as they finish, failures among them."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=sampling.max_tokens, repetition_penalty=sampling.repetition_penalty
+    )
+    pending: dict[str, Answer] = {}
+    exhausted = False
+    while pending or not exhausted:
+        while not exhausted and len(pending) < IN_FLIGHT:
+            job = next(jobs, None)
+            if job is None:
+                exhausted = True
+                break
+            for answer in job.answers:
+                if job.error:
+                    yield replace(answer, error=job.error)
+                    continue
+                try:
+                    (request,) = llm.enqueue([request_of(job, answer.variant, image_mean)], params, use_tqdm=False)
+                except ValueError as error:  # what vLLM raises for a prompt that it cannot serve, such as one too long
+                    yield replace(answer, error=f"vLLM refused the row: {error}")
+                else:
+                    pending[request.split("-")[0]] = answer  # vLLM adds a random part that its outputs do not have
+        for output in llm.llm_engine.step() if pending else ():
+            if output.finished:
+                text, reason = output.outputs[0].text, output.outputs[0].finish_reason
+                yield replace(pending.pop(output.request_id), completion=text, finish_reason=reason)
+
+
+def request_of(job: Job, variant: str, image_mean: list[float]) -> dict[str, Any]:
+    """vLLM's prompt for a row in a variant; the gate's question travels with the video."""
+    metadata = {"instruction": question_of(job.prompt)}
+    videos = [blank_video(v, image_mean) if variant == VIDEO_BLANKED else v for v in job.videos]
+    waves = [mute_audio(wave) if variant == AUDIO_MUTED else wave for wave in job.audios]
+    data: dict[str, Any] = {}
+    if videos:
+        data["video"] = [(video, metadata) for video in videos]
+    if waves:
+        data["audio"] = waves
+    return {"prompt": job.prompt, "multi_modal_data": data}
