@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from verl_omni.media import read_audio, read_video
 
 pytest.importorskip("vllm")
+from vllm.config import ModelConfig
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
 from verl_omni import plugin  # before vLLM: on a CPU it answers for the distribution `vllm`
 from verl_omni.models import HumanOmniProcessor
 from verl_omni.models.humanomni.tiny import build_tiny
-from vllm.config import ModelConfig
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 HAPPY, SAD = "Is this person happy?", "Is this person sad? Why?"
@@ -86,7 +88,7 @@ def test_tensors_are_the_hf_processors(hf, vllm, frames, wave):
         text=[text], videos=[frames], audio=[wave], video_metadata=[{"instruction": SAD}], return_tensors="pt"
     )
     found = tensors(output, "video")[0] | tensors(output, "audio")[0]
-    assert sorted(found) == ["bert_attention_mask", "bert_input_ids", "input_features", "pixel_values_videos"]
+    assert sorted(found) == ["bert_attention_mask", "bert_input_ids", "input_features", "pixel_values"]
     for name, value in found.items():
         assert torch.equal(value, expected[name][0]), name
 
@@ -129,7 +131,7 @@ def test_every_form_of_a_video_is_the_same_item(hf, vllm, frames):
     outputs = [process(vllm, prompt(hf, "v"), video=[form]) for form in forms]
     assert len({output["mm_hashes"]["video"][0] for output in outputs}) == 1
     for output in outputs:
-        assert torch.equal(tensors(output, "video")[0]["pixel_values_videos"], hf.process_frames(frames))
+        assert torch.equal(tensors(output, "video")[0]["pixel_values"], hf.process_frames(frames))
 
 
 def test_every_form_of_a_sound_is_the_same_mel(hf, vllm, wave):
@@ -154,7 +156,7 @@ def test_prompt_style_and_aspect_ratio_of_a_request(hf, vllm, frames):
     expected = hf(text=[text], videos=[frames], return_tensors="pt", **kwargs)
     output = process(vllm, encode(hf, text), kwargs=kwargs, video=[frames])
     assert output["prompt_token_ids"] == expected["input_ids"][0].tolist()
-    assert torch.equal(tensors(output, "video")[0]["pixel_values_videos"], expected["pixel_values_videos"][0])
+    assert torch.equal(tensors(output, "video")[0]["pixel_values"], expected["pixel_values"][0])
 
 
 def test_placeholders_and_media_that_do_not_match_are_errors(hf, vllm, frames, wave):

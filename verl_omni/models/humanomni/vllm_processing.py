@@ -213,7 +213,7 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         return {
-            "pixel_values_videos": MultiModalFieldConfig.batched("video"),
+            "pixel_values": MultiModalFieldConfig.batched("video"),
             "bert_input_ids": MultiModalFieldConfig.batched("video"),
             "bert_attention_mask": MultiModalFieldConfig.batched("video"),
             "input_features": MultiModalFieldConfig.batched("audio"),
