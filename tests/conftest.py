@@ -1,0 +1,89 @@
+"""Shared by the tests of HumanOmni: the original's recorded numbers, and its checkpoint converted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from verl_omni.media import MediaError, read_audio, read_video
+
+GOLDEN = Path(__file__).parent / "golden"
+HUMANOMNI = GOLDEN / "humanomni"
+TOWERS = {
+    "vision": HUMANOMNI / "towers/siglip-tiny-patch8-32",
+    "audio": HUMANOMNI / "towers/whisper-tiny-oracle",
+    "bert": HUMANOMNI / "towers/bert-tiny-uncased",
+}
+CASES = {
+    name: GOLDEN / case["file"] for name, case in json.loads((HUMANOMNI / "manifest.json").read_text())["cases"].items()
+}
+PATHS = [(case, path) for case in CASES for path in ("train", "infer")] + [("landscape", "infer_video")]
+ORIGINAL_VIDEO, ORIGINAL_AUDIO = -201, -202
+# The original hears ten seconds of silence where there is no sound.
+SILENCE = np.zeros(160000, dtype=np.float32)
+
+
+def frames_of(case: str) -> list[np.ndarray]:
+    """The frames that the original saw: ours, but for short gifs, which it fills up with black frames of odd shapes."""
+    frames = list(read_video(CASES[case]))
+    if case != "gif5":
+        return frames
+    height, width, _ = frames[0].shape
+    wide, tall = np.zeros((height, width, 3), np.uint8), np.zeros((width, height, 3), np.uint8)
+    return [*(frames[i] for i in (0, 1, 3, 5, 7)), tall, wide, tall]
+
+
+def sound(case: str) -> np.ndarray:
+    try:
+        return read_audio(CASES[case])
+    except MediaError:
+        return SILENCE
+
+
+class Golden:
+    """What the original recorded for one clip and one of its paths (``train``, ``infer``, ``infer_video``)."""
+
+    def __init__(self, case: str, path: str):
+        self.case = case
+        self.meta = json.loads((HUMANOMNI / case / f"{path}.json").read_text())
+        self.tensors = load_file(HUMANOMNI / case / f"{path}.safetensors")
+        self.style, self.aspect_ratio = ("grpo", "pad") if path == "train" else ("infer", "squash")
+        self.has_audio = path != "infer_video"
+        # The text after the media's tags, which in these two paths is also what BERT reads.
+        self.instruction = self.meta["bert_text"] if path == "train" else self.meta["question"]
+
+    def chat(self) -> list[dict]:
+        audio = [{"type": "audio", "audio": sound(self.case)}] if self.has_audio else []
+        content = [{"type": "video", "video": frames_of(self.case)}, *audio, {"type": "text", "text": self.instruction}]
+        return [{"role": "user", "content": content}]
+
+    def inputs(self, processor) -> dict[str, torch.Tensor]:
+        """What the model gets when our processor reads the clip itself."""
+        return processor.apply_chat_template(
+            self.chat(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            prompt_style=self.style, aspect_ratio=self.aspect_ratio,
+        )  # fmt: skip
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory) -> Path:
+    """The original's tiny checkpoint as a self-contained directory."""
+    import verl_omni.models  # noqa: F401
+    from verl_omni.models.humanomni.conversion import convert
+
+    return convert(HUMANOMNI / "ckpt_no_towers", tmp_path_factory.mktemp("converted"), **TOWERS)
+
+
+def expand(ids: torch.Tensor, config) -> torch.Tensor:
+    """The original's ids ``[L]`` with our placeholders, one per feature vector."""
+    runs = {
+        ORIGINAL_VIDEO: [config.video_token_id] * config.num_video_tokens,
+        ORIGINAL_AUDIO: [config.audio_token_id] * config.num_audio_tokens,
+    }
+    return torch.tensor([token for i in ids.tolist() for token in runs.get(i, [i])])
