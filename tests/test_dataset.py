@@ -198,6 +198,11 @@ def test_misspelt_options_are_refused(folder, processor):
         grpo_dataset(write(folder, MIXED), processor, media_check="fast")
 
 
+def test_model_without_a_processor_is_an_error(folder):
+    with pytest.raises(ValueError, match="verl found no processor"):
+        OmniRLHFDataset(write(folder, MIXED), tokenizer=None, config=OmegaConf.create({}), processor=None)
+
+
 def test_file_lost_during_training_is_an_error_that_survives_pickling(folder, processor):
     dataset = grpo_dataset(write(folder, MIXED[:1]), processor)
     (folder / "landscape.mp4").unlink()

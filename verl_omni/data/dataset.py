@@ -40,7 +40,16 @@ def columns_of(rows: list[dict]) -> dict[str, list]:
 
 
 def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
-    """Set ``num_frames`` to the model's: verl hands this very config on to the agent loop, which has no processor."""
+    """Set ``num_frames`` to the model's: verl hands this very config on to the agent loop, which has no processor.
+
+    Raises:
+        ValueError: no processor; verl goes on without one if it could not load it.
+    """
+    if processor is None:
+        raise ValueError(
+            "verl found no processor in the model's directory: convert the checkpoint (python -m verl_omni convert), and "
+            "see its warning 'Failed to create processor' above"
+        )
     if config.get("num_frames") is None:
         with open_dict(config):
             config.num_frames = processor.num_frames
@@ -130,7 +139,8 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         rows = checked_rows(self.parquet_files, self.messages_key, self.config, self.max_samples)
         self.dataframe = pd.DataFrame(columns_of(rows))
         self.messages = self.dataframe[self.messages_key].tolist()
-        self.tools = self.enable_thinking = None
+        # HumanOmni's template has neither; verl's default for the last, the string "none", would arrive as True.
+        self.tools = self.enable_thinking = self.enable_thinking_default = None
         self.system_prompt, self.generation_prompt = extract_system_prompt_and_generation(
             self.tokenizer, **self.apply_chat_template_kwargs
         )
