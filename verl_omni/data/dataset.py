@@ -47,8 +47,8 @@ def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
     """
     if processor is None:
         raise ValueError(
-            "verl found no processor in the model's directory: convert the checkpoint (python -m verl_omni convert), and "
-            "see its warning 'Failed to create processor' above"
+            "verl found no processor in the model's directory: convert the checkpoint (python -m verl_omni convert); "
+            "verl's warning 'Failed to create processor' above says more"
         )
     if config.get("num_frames") is None:
         with open_dict(config):
