@@ -136,14 +136,19 @@ class HumanOmniTowers:
         self.audio_projector = mlp(config.audio_config.d_model, config.hidden_size, config.hidden_size)
         self.bert_model = BertModel(config.bert_config)
         self.bert_gate = mlp(config.bert_config.hidden_size, GATE_WIDTH, 3)
-        for unused_or_frozen in (self.vision_tower, self.audio_tower, self.bert_model.pooler):
-            unused_or_frozen.requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True):
-        """Train mode for the language model alone: dropout in BERT would part the trainer from the rollout."""
+        """As ``nn.Module``'s, but the towers stay frozen, and BERT without dropout.
+
+        Dropout would part the trainer from the rollout. Freezing belongs here, since ``from_pretrained`` makes every
+        parameter trainable before it calls ``eval()``.
+        """
         super().train(mode)
         for tower in (self.vision_tower, self.audio_tower, self.bert_model):
             tower.eval()
+        for frozen_or_unused in (self.vision_tower, self.audio_tower, self.bert_model.pooler):
+            frozen_or_unused.requires_grad_(False)
         return self
 
     @torch.no_grad()
@@ -173,9 +178,9 @@ class HumanOmniTowers:
         # One call for all: verl shards embeddings separately, and ranks must make the same number of calls.
         embeddings = self.bert_model.embeddings(input_ids=questions.clamp(min=0))  # [Q, L, D]
         lengths = (questions >= 0).sum(dim=1).tolist()
-        encoder = self.bert_model.encoder
-        cls = [encoder(row[None, :n]).last_hidden_state[:, 0] for row, n in zip(embeddings, lengths, strict=True)]
-        return self.bert_gate(torch.cat(cls)).softmax(dim=-1)[index]
+        encoded = [self.bert_model.encoder(e[None, :n]) for e, n in zip(embeddings, lengths, strict=True)]
+        logits = torch.cat([self.bert_gate(question.last_hidden_state[:, 0]) for question in encoded])  # [Q, 3]
+        return logits.softmax(dim=-1)[index]
 
     def get_video_features(
         self, pixel_values: torch.Tensor, bert_input_ids: torch.Tensor, bert_attention_mask: torch.Tensor
