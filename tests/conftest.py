@@ -87,3 +87,11 @@ def expand(ids: torch.Tensor, config) -> torch.Tensor:
         ORIGINAL_AUDIO: [config.audio_token_id] * config.num_audio_tokens,
     }
     return torch.tensor([token for i in ids.tolist() for token in runs.get(i, [i])])
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """A tiny model that knows some demo clips by heart (`taught_model.Taught`); for slow tests."""
+    from taught_model import build_taught
+
+    return build_taught(tmp_path_factory.mktemp("taught"))

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`)")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
     parser.add_argument("--name", help="the model's name in results and report (default: its directory's)")
     group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
@@ -129,4 +131,4 @@ def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) 
 
 
 def with_interval(value: float, interval: tuple[float, float] | None) -> str:
-    return f"{value:.2f}" + (f"\n{interval[0]:.1f}–{interval[1]:.1f}" if interval else "")
+    return f"{value:.2f}" + (f"\n{interval[0]:.1f}-{interval[1]:.1f}" if interval else "")

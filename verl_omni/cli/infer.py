@@ -80,9 +80,7 @@ def senses_of(clip: Path) -> list[str]:
     return senses
 
 
-def infer(
-    clip: Path, senses: list[str], model: Path, question: str, max_tokens: int, repetition_penalty: float
-) -> str:
+def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens: int, repetition_penalty: float) -> str:
     """Greedy completion for a clip.
 
     Raises:

@@ -72,12 +72,11 @@ def write_report(
         ResultsError: A results file cannot be read, or none holds an answer.
         LogError: A log holds no training step.
     """
-    answers = [answer for path in results for answer in read_answers(path)]
-    if not answers:
-        raise ResultsError(f"no answers in {', '.join(map(str, results))}; run `python -m verl_omni evaluate` first")
+    answers = gather(results)
     scores = score_all(answers)
     cards = make_cards(answers, max_clips)
-    charts = [curves.chart(panel) for panel in curves.panels({name_of(path, logs): curves.read_log(path) for path in logs})]
+    metrics = {name_of(path, logs): curves.read_log(path) for path in logs}
+    charts = [curves.chart(panel) for panel in curves.panels(metrics)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("verl_omni.report", "."),
         autoescape=True,
@@ -91,7 +90,7 @@ def write_report(
         title=title or "Emotion recognition from picture and sound",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         models=models,
-        colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *(n for c in charts for n in names_in(c))]))},
+        colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *metrics]))},
         table=results_table(scores),
         published=PUBLISHED,
         scores=[score for score in scores if score.variant == NORMAL],
@@ -109,15 +108,28 @@ def write_report(
     return len(cards)
 
 
+def gather(results: Sequence[str | Path]) -> list[Answer]:
+    """The answers of all files; two answers of one model to the same row are an error."""
+    answers: dict[tuple, Answer] = {}
+    for path in results:
+        for answer in read_answers(path):
+            key = (answer.model, answer.data_source, answer.id, answer.variant)
+            if key in answers:
+                raise ResultsError(
+                    f"{path}: a second {answer.variant} answer of {answer.model} to {answer.id}; "
+                    "give each model a name of its own (`evaluate --name`), and each file once"
+                )
+            answers[key] = answer
+    if not answers:
+        raise ResultsError(f"no answers in {', '.join(map(str, results))}; run `python -m verl_omni evaluate` first")
+    return list(answers.values())
+
+
 def name_of(path: str | Path, among: Sequence[str | Path]) -> str:
     """A log's name: its file name, or with its folder where two logs have the same file name."""
     path = Path(path)
     twins = sum(Path(other).stem == path.stem for other in among)
     return path.stem if twins == 1 else f"{path.parent.name}/{path.stem}"
-
-
-def names_in(chart: dict) -> list[str]:
-    return [series["name"] for series in chart["series"]]
 
 
 def results_table(scores: list[Score]) -> dict:
@@ -143,7 +155,7 @@ def heat(score: Score) -> list[dict]:
 
 
 def modality_rows(answers: list[Answer]) -> list[dict]:
-    """For each model, corpus and sense taken away: WAR with and without it on the same rows, and the answers changed."""
+    """For each model, corpus and sense taken away: WAR with and without it on the same rows, answers changed."""
     rows = []
     for model, corpus in dict.fromkeys((answer.model, answer.data_source) for answer in answers):
         mine = [answer for answer in answers if (answer.model, answer.data_source) == (model, corpus)]
