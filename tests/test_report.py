@@ -91,6 +91,14 @@ def test_verls_own_trackers_are_read(tmp_path: Path, monkeypatch) -> None:
     assert read_log(console) == expected
 
 
+def test_uar_is_drawn_from_the_recalls_of_the_classes(tmp_path: Path) -> None:
+    recalls = {f"val-aux/demo/recall/{label}/mean@1": value for label, value in {"happy": 1.0, "sad": 0.5}.items()}
+    path = tmp_path / "grpo.jsonl"
+    path.write_text(json.dumps({"step": 5, "data": recalls | {"val-aux/demo/recall/fear/mean@1": 0.0}}) + "\n")
+    assert read_log(path)["val-aux/demo/UAR"] == [(5, 0.5)]
+    assert [panel.metric for panel in panels({"grpo": read_log(path)})] == ["val-aux/demo/UAR"]
+
+
 def test_a_log_cut_off_in_its_last_line_is_read_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "grpo.jsonl"
     path.write_text('{"step":1,"data":{"critic/rewards/mean":0.5}}\n{"step":2,"data":{"critic/rew')

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=int, default=2048, help="prompt and answer in tokens (default 2048)")
     group.add_argument("--tensor-parallel-size", type=int, default=1)
     group.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    group.add_argument("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float32, …")
+    group.add_argument("--dtype", default="auto", help="default auto: the checkpoint's, and bfloat16 for a float32 one")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -193,6 +193,8 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def start_engine(model: Path, sampling: Sampling, arguments: dict[str, Any]) -> Any:
     """A `vllm.LLM` for the model, on a GPU or a CPU."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the scores
     if is_cpu_only():
         answer_for_vllm()
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a share of the machine

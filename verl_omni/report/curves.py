@@ -10,14 +10,16 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.ticker import MaxNLocator
 
 # Metrics worth a panel, in order; a pattern that matches several keys gives one panel each.
 PANELS = (
-    (r"critic/(?:score|rewards)/mean", "reward"),
-    (r"(?:reward|critic|training)\S*(?:accuracy|format)\S*/mean|(?:train|training)/(?:accuracy|format)\S*", "reward"),
-    (r"val-(?:core|aux)/.*", "validation"),
+    (r"critic/rewards/mean", "reward, over the rollouts of a step"),
+    (r"val-(?:core|aux)/.*/accuracy/mean@\d+", "validation: share right (WAR)"),
+    (r"val-(?:core|aux)/.*/UAR", "validation: mean of the classes' recalls"),
+    (r"val-(?:core|aux)/.*/format/mean@\d+", "validation: share in the format"),
     (r"train/loss", "cold start"),
     (r"val/loss", "cold start"),
     (r"actor/kl_loss", "distance from the reference model"),
@@ -27,6 +29,7 @@ PANELS = (
     (r"training/rollout_actor_probs_pearson_corr", "actor and rollout agree if above 0.995"),
 )
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RECALL = re.compile(r"(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+")  # of the reward manager `accuracy_format`
 CONSOLE = re.compile(r"\bstep:(\d+) - ")
 CONSOLE_PAIR = re.compile(rf"(?P<key>[^\s:]+):(?:np\.\w+\()?(?P<value>{NUMBER})\)?$")
 
@@ -60,7 +63,17 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
                 points.setdefault(key, {})[step] = value
     if not points:
         raise LogError(f"{path}: no training step found; expected verl's `file` tracker (jsonl) or its console output")
-    return {key: sorted(values.items()) for key, values in points.items()}
+    return {key: sorted(values.items()) for key, values in (points | unweighted_recalls(points)).items()}
+
+
+def unweighted_recalls(points: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """UAR by corpus and step, from the recalls of its classes: verl logs means over rows, which UAR is not."""
+    recalls: dict[str, dict[int, list[float]]] = {}
+    for key, values in points.items():
+        if match := RECALL.fullmatch(key):
+            for step, value in values.items():
+                recalls.setdefault(f"{match['corpus']}/UAR", {}).setdefault(step, []).append(value)
+    return {key: {step: fmean(values) for step, values in steps.items()} for key, steps in recalls.items()}
 
 
 def _file_line(line: str) -> tuple[int, dict[str, float]] | None:
@@ -97,9 +110,9 @@ def chart(panel: Panel) -> dict:
     """What the template draws: ticks, grid and one path per series, in SVG units."""
     steps = [step for _, points in panel.series for step, _ in points]
     values = [value for _, points in panel.series for _, value in points]
-    x_ticks = _ticks(min(steps), max(steps), integer=True)
-    y_ticks = _ticks(min(values), max(values))
     x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    x_ticks = _ticks(x_low, x_high, integer=True)
+    y_ticks = _ticks(min(values), max(values))
     y_low, y_high = min(y_ticks), max(y_ticks)
 
     def x(step: float) -> float:
@@ -112,7 +125,7 @@ def chart(panel: Panel) -> dict:
         "metric": panel.metric,
         "note": panel.note,
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if x_low <= tick <= x_high],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
+        "y_ticks": [(y(tick), text) for tick, text in zip(y_ticks, _texts(y_ticks), strict=True)],
         "series": [
             {
                 "name": name,
@@ -128,5 +141,16 @@ def chart(panel: Panel) -> dict:
 
 def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        low, high = low - 0.05 * abs(low), high + (0.05 * abs(high) or 1.0)
     return [float(tick) for tick in MaxNLocator(nbins=5, integer=integer).tick_values(low, high)]
+
+
+def _texts(ticks: list[float]) -> list[str]:
+    """Ticks with as few digits as tell them apart."""
+    texts = [f"{tick:.8g}" for tick in ticks]
+    for digits in range(7, 2, -1):
+        shorter = [f"{tick:.{digits}g}" for tick in ticks]
+        if len(set(shorter)) < len(ticks):
+            break
+        texts = shorter
+    return texts

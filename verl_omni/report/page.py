@@ -86,7 +86,7 @@ def write_report(
     )
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
     models = list(dict.fromkeys(score.model for score in scores))
-    page = environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.jinja").render(
         title=title or "Emotion recognition from picture and sound",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         models=models,
