@@ -71,9 +71,7 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
     ) -> BaseModelOutputWithPast:
         """See :meth:`HumanOmniQwen2ForCausalLM.forward`."""
         if inputs_embeds is None:
-            inputs_embeds = self.embed(
-                input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features
-            )
+            inputs_embeds = self.embed(input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features)
         elif pixel_values is not None or input_features is not None:
             raise ValueError("pass media with input_ids: inputs_embeds have no placeholders to put features at")
         return super().forward(
@@ -89,23 +87,24 @@ class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
         input_features: torch.FloatTensor | None = None,
     ) -> torch.Tensor:
         """Token embeddings ``[B, L, H]`` with the media's features in place."""
-        video = audio = None
-        video_length, audio_length = self.config.num_video_tokens, self.config.num_audio_tokens
         embeddings = self.embed_tokens(input_ids)
+        # See the stand-ins: gradients matter in training, calls wherever ranks compute together.
+        config, stand_in = self.config, self.training or torch.distributed.is_initialized()
+        video = audio = None
         if pixel_values is not None:
             video = self.get_video_features(pixel_values, bert_input_ids, bert_attention_mask)
-            video_length = video.shape[1]
+        elif stand_in:
+            embeddings = embeddings + self.zero_video()
         if input_features is not None:
             audio = self.get_audio_features(input_features)
-            audio_length = audio.shape[1]
-        embeddings = place_features(
-            embeddings, input_ids, self.config.video_token_id, video, video_length, "pixel_values"
-        )
-        embeddings = place_features(
-            embeddings, input_ids, self.config.audio_token_id, audio, audio_length, "input_features"
-        )
-        if self.training and torch.is_grad_enabled():
-            embeddings = embeddings + self.zero(video=video is None, audio=audio is None)
+        elif stand_in:
+            embeddings = embeddings + self.zero_audio()
+        for name, token_id, features, length in (
+            ("pixel_values", config.video_token_id, video, config.num_video_tokens),
+            ("input_features", config.audio_token_id, audio, config.num_audio_tokens),
+        ):
+            length = length if features is None else features.shape[1]
+            embeddings = place_features(embeddings, input_ids, token_id, features, length, name)
         return embeddings
 
 
@@ -128,6 +127,9 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        # post_init adds the towers' layers, which verl would then shard one by one; but ranks call them unequally often
+        # (BERT once per question, no tower without its modality), and a call that one rank lacks hangs the others.
+        self._no_split_modules = ["Qwen2DecoderLayer"]
 
     def forward(
         self,

@@ -198,19 +198,23 @@ class HumanOmniTowers:
         """Log-mel ``[A, bins, frames]`` -> ``[A, frames // 6, H]``."""
         return self.project_audio(self.encode_audio(input_features))
 
-    def zero(self, video: bool, audio: bool) -> torch.Tensor:
-        """A zero that depends on every trainable parameter of the named modalities.
+    # Stand-ins for a modality that a batch lacks, to be added to the embeddings: zeros that depend on all of the
+    # modality's trainable parameters, since data-parallel ranks must agree on which parameters have a gradient.
+    # Embeddings are called as often as with the modality, and in the same order: where the language model's are untied,
+    # verl (FSDP2) shards every nn.Embedding on its own, and a call that one rank lacks hangs the others.
 
-        Added to the embeddings of a training batch without that modality, it gives them zero gradients, so that
-        data-parallel ranks agree on which parameters have one. Embeddings are called, not read: verl (FSDP2) shards
-        them separately when the language model's are untied, and a rank that skips the call would hang the others.
-        """
-        parts = [self.vision_tower, self.mm_projector, self.bert_model, self.bert_gate] if video else []
-        parts += [self.audio_tower, self.audio_projector] if audio else []
-        total = 0.0
-        for module in (module for part in parts for module in part.modules()):
-            if isinstance(module, nn.Embedding):
-                total = total + module(torch.zeros(1, dtype=torch.long, device=module.weight.device)).sum()
-            else:
-                total = total + sum(p.sum() for p in module.parameters(recurse=False) if p.requires_grad)
-        return 0.0 * total
+    def zero_video(self) -> torch.Tensor:
+        """A zero that stands in for the features of no video."""
+        index = torch.zeros(1, 1, dtype=torch.long, device=self.bert_gate[0].weight.device)
+        with torch.no_grad():
+            self.vision_tower.embeddings.position_embedding(index)
+        embedded = self.bert_model.embeddings(input_ids=index)
+        trained = (self.mm_projector, self.bert_model.encoder, self.bert_gate)
+        return 0.0 * (embedded.sum() + sum(p.sum() for part in trained for p in part.parameters()))
+
+    def zero_audio(self) -> torch.Tensor:
+        """A zero that stands in for the features of no sound."""
+        with torch.no_grad():
+            embeddings = self.audio_tower.encoder.embed_positions
+            embeddings(torch.zeros(1, dtype=torch.long, device=self.audio_projector[0].weight.device))
+        return 0.0 * sum(p.sum() for p in self.audio_projector.parameters())

@@ -1,0 +1,72 @@
+"""Two FSDP2 ranks, wrapped as verl wraps them, of which one has a text alone: nothing hangs, gradients agree."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import Golden
+from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import verl_omni.models  # noqa: F401
+
+
+def batches(processor):
+    """Rank 0: a text. Rank 1: two clips with different questions."""
+    text = processor(text="no media at all", return_tensors="pt")
+    clips = [Golden("landscape", "train").inputs(processor), Golden("square", "infer").inputs(processor)]
+    names = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
+    rows = [clip["input_ids"][0] for clip in clips]
+    packed = {name: torch.cat([clip[name] for clip in clips]) for name in names}
+    packed["input_ids"] = torch.cat(rows)[None]
+    packed["position_ids"] = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    return dict(text), packed
+
+
+def loss_of(model, batch):
+    return model(**batch, use_cache=False).logits.logsumexp(-1).mean()
+
+
+def worker(rank, directory, init_file, out):
+    from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
+
+    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    processor, model = AutoProcessor.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+    for module in [*_select_fsdp2_wrap_targets(model, model._no_split_modules), model]:
+        fully_shard(module, mesh=mesh)
+    batch = batches(processor)[rank]
+    with torch.no_grad():  # as verl computes log-probabilities
+        loss_of(model.eval(), batch)
+    loss_of(model.train(), batch).backward()
+    gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
+    if rank == 0:
+        save_file(gradients, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_ranks_with_and_without_media(converted, tmp_path, tied):
+    pytest.importorskip("verl")
+    model, processor = AutoModelForCausalLM.from_pretrained(converted), AutoProcessor.from_pretrained(converted)
+    if not tied:  # verl then shards every embedding separately, those of BERT and of the towers too
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+        model.config.tie_word_embeddings = False
+    directory = tmp_path / "model"
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    mp.spawn(worker, (str(directory), str(tmp_path / "init"), str(tmp_path / "gradients.safetensors")), nprocs=2)
+
+    model = AutoModelForCausalLM.from_pretrained(directory).train()
+    for batch in batches(processor):
+        (loss_of(model, batch) / 2).backward()
+    found = load_file(tmp_path / "gradients.safetensors")
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
