@@ -173,6 +173,12 @@ def test_a_corpus_without_a_label_set_is_scored_on_the_labels_it_has() -> None:
     assert result.war == 50.0
 
 
+def test_a_label_outside_the_corpus_set_is_a_class_of_its_own() -> None:
+    result = score([answer(0, "joy", "joy"), answer(1, "happy", "joy")])
+    assert result.recall == {"happy": 0.0, "joy": 100.0}
+    assert result.support == {"happy": 1, "joy": 1} and result.out_of_set == {}
+
+
 def test_scores_are_by_model_corpus_and_variant() -> None:
     answers = [
         answer(0, "sad", "sad", variant="audio_muted"),
@@ -333,6 +339,12 @@ def test_rows_that_share_an_id_are_refused(tmp_path: Path) -> None:
         plan(rows, "R1", ["normal"], [])
 
 
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    rows = load_rows([str(rows_file(tmp_path, [rl_row(0, "a.mp4"), rl_row(1, "a.mp4", reward_model={})]))])
+    with pytest.raises(ResultsError, match=r"rows\.json row 1: .*`reward_model\.ground_truth` expected"):
+        plan(rows, "R1", ["normal"], [])
+
+
 def load_job(tmp_path: Path, tiny: Path, row: dict, no_audio: str = "error"):
     processor = AutoProcessor.from_pretrained(tiny)
     ((loaded, answers),) = plan(load_rows([str(rows_file(tmp_path, [row]))]), "R1", ["normal"], [])
@@ -398,6 +410,7 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:
 def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_path: Path) -> None:
     rows = read_rows(taught.rows)
     rows.insert(0, rl_row(99, str(CLIPS / "broken.mp4"), content=rows[0]["prompt"][0]["content"]))
+    rows.insert(1, rl_row(98, rows[1]["videos"][0], content="<video><audio>" + "Why? " * 3000))  # more than fits
     data = rows_file(tmp_path, rows)
     command = [sys.executable, "-m", "verl_omni", "evaluate", str(taught.model), "--data", str(data)]
     command += ["--out", str(tmp_path), "--name", "R1", "--modality-ablation", "--max-tokens", "40"]
@@ -417,11 +430,12 @@ def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_pa
     assert answers[: len(saved)] == saved
     assert len(answers) == len({item.key for item in answers}) == 3 * len(rows)
     assert "failed (normal), counted as a miss: demo/99: " in second.stderr
+    assert "failed (normal), counted as a miss: demo/98: vLLM refused the row: " in second.stderr
 
     scores = {item.variant: item for item in score_all(answers)}
-    assert scores["normal"].war == pytest.approx(100 * 12 / 13)
-    assert scores["normal"].format_rate == pytest.approx(100 * 12 / 13)
-    assert [row for row, _ in scores["normal"].failures] == ["demo/99"]
+    assert scores["normal"].war == pytest.approx(100 * 12 / 14)
+    assert scores["normal"].format_rate == pytest.approx(100 * 12 / 14)
+    assert [row for row, _ in scores["normal"].failures] == ["demo/99", "demo/98"]
     for variant in ("video_blanked", "audio_muted"):
         assert scores[variant].war < scores["normal"].war
         changed, compared = changed_share(answers, variant)

@@ -80,7 +80,7 @@ def evaluate(
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        ResultsError: Rows without distinct ids, or a results file in use.
+        ResultsError: Rows without a prompt, a label or an id of their own, or a results file in use.
     """
     processor = AutoProcessor.from_pretrained(model)
     settings = [model_fingerprint(model), asdict(sampling), no_audio]
@@ -109,6 +109,9 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], settings: list) ->
     prints: dict[str, str] = {}
     for row in tqdm(rows, desc="identify media", unit="row"):
         data = row.data
+        label = (data.get("reward_model") or {}).get("ground_truth")
+        if not (label and data.get("data_source") and data.get("prompt")):
+            raise ResultsError(f"{row}: `prompt`, `data_source` and `reward_model.ground_truth` expected, {data} found")
         row_id = (data.get("extra_info") or {}).get("id") or f"{data['data_source']}/{row.number}"
         if row_id in seen:
             raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
@@ -119,7 +122,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], settings: list) ->
             "model": name,
             "data_source": data["data_source"],
             "id": row_id,
-            "label": data["reward_model"]["ground_truth"],
+            "label": label,
             "question": TAGS.sub("", data["prompt"][-1]["content"]),
             "videos": videos,
             "audios": audios,
@@ -208,6 +211,7 @@ def start_engine(model: Path, sampling: Sampling, arguments: dict[str, Any]) -> 
 def answer_jobs(llm: Any, jobs: Iterator[Job], sampling: Sampling, image_mean: list[float]) -> Iterator[Answer]:
     """Keep vLLM supplied with requests and yield answers as they finish, failures among them."""
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     params = SamplingParams(
         temperature=0.0, max_tokens=sampling.max_tokens, repetition_penalty=sampling.repetition_penalty
@@ -226,7 +230,10 @@ def answer_jobs(llm: Any, jobs: Iterator[Job], sampling: Sampling, image_mean: l
                     continue
                 try:
                     (request,) = llm.enqueue([request_of(job, answer.variant, image_mean)], params, use_tqdm=False)
-                except ValueError as error:  # what vLLM raises for a prompt that it cannot serve, such as one too long
+                except (
+                    ValueError,
+                    VLLMValidationError,
+                ) as error:  # a prompt that it cannot serve, such as one too long
                     yield replace(answer, error=f"vLLM refused the row: {error}")
                 else:
                     pending[request.split("-")[0]] = answer  # vLLM adds a random part that its outputs do not have

@@ -66,8 +66,9 @@ def prediction(answer: Answer) -> str:
 
 
 def label_set(data_source: str, labels: list[str]) -> list[str]:
-    """The corpus's label set, or the labels that occur if the corpus has none stated (EMER, own data)."""
-    return list(LABELS[data_source]) if data_source in LABELS else sorted(set(labels))
+    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER)."""
+    stated = LABELS.get(data_source, ())
+    return [*stated, *sorted(set(labels) - set(stated))]
 
 
 def score(answers: list[Answer]) -> Score:
