@@ -137,8 +137,8 @@ def engine(environment, converted):
         converted,
         torch.float32,
         max_num_batched_tokens=128,
-        block_size=16,
-        num_gpu_blocks_override=24,
+        block_size=32,
+        num_gpu_blocks_override=12,
         worker_extension_cls="verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension",
     )
     engine.llm.apply_model(count_encoder_runs)
