@@ -148,3 +148,15 @@ def test_bert_text_is_cut_at_its_maximum(processor):
     ids = processor.process_questions(["sad " * 500])["bert_input_ids"]
     length = json.loads((TOWERS["bert"] / "config.json").read_text())["max_position_embeddings"]
     assert ids.shape == (1, length)
+
+
+def test_a_chat_names_files(processor):
+    """The README's call: paths in, all inputs out, for one conversation and for several."""
+    clip = str(CASES["landscape"])
+    content = [{"type": "video", "path": clip}, {"type": "audio", "path": clip}, {"type": "text", "text": "Why?"}]
+    chat = [{"role": "user", "content": content}]
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    one, two = processor.apply_chat_template(chat, **how), processor.apply_chat_template([chat, chat], **how)
+    assert torch.equal(one["pixel_values"][0], processor.process_frames(read_video(clip)))
+    torch.testing.assert_close(one["input_features"], Golden("landscape", "train")["mel"], atol=1e-4, rtol=0)
+    assert all(torch.equal(two[name], torch.cat([one[name]] * 2)) for name in one)
