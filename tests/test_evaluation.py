@@ -5,20 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
-from taught_model import Taught
-from transformers import AutoProcessor
 
-from verl_omni.__main__ import main
-from verl_omni.data.corpora.rows import read_rows
 from verl_omni.evaluation.ablation import applies, blank_video, mute_audio
-from verl_omni.evaluation.answering import load, load_rows, plan, request_of
 from verl_omni.evaluation.consistency import LABEL_OF_WORD, WORDS, consistency, emotions_named, explanation
 from verl_omni.evaluation.results import (
     Answer,
@@ -31,7 +24,6 @@ from verl_omni.evaluation.results import (
 from verl_omni.evaluation.scoring import changed_share, intervals, score, score_all
 from verl_omni.labels import LABELS
 from verl_omni.metrics import uar, war
-from verl_omni.models.humanomni.tiny import build_tiny
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 
@@ -284,167 +276,3 @@ def test_explanation_is_what_stands_in_the_think_tags() -> None:
     assert explanation("<think> a\nb </think>\n<answer>sad</answer>") == "a\nb"
     assert explanation("sad") == ""
     assert json.dumps(explanation("<think>open")) == '""'
-
-
-# --- answering
-
-
-def rows_file(folder: Path, rows: list[dict]) -> Path:
-    path = folder / "rows.json"
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def rl_row(index: int, clip: str, content: str = "<video><audio>Why?", label: str = "sad", **changes) -> dict:
-    row = {
-        "data_source": "demo",
-        "prompt": [{"role": "user", "content": content}],
-        "videos": [clip],
-        "audios": [clip],
-        "reward_model": {"style": "rule", "ground_truth": label},
-        "extra_info": {"id": f"demo/{index}", "index": index},
-    }
-    return row | changes
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("evaluation") / "tiny")
-
-
-def test_keys_depend_on_all_that_decides_an_answer(tmp_path: Path) -> None:
-    def key(row: dict, settings: tuple = ("model", 512), variant: str = "normal") -> str:
-        ((_, (planned,)),) = plan(load_rows([str(rows_file(tmp_path, [row]))]), "R1", [variant], list(settings))
-        return planned.key
-
-    clip = str(CLIPS / "landscape.mp4")
-    base = key(rl_row(0, clip))
-    assert key(rl_row(0, clip)) == base
-    (tmp_path / "same.mp4").write_bytes(Path(clip).read_bytes())
-    assert key(rl_row(0, "same.mp4")) == base  # the content counts, not the place
-    others = [
-        key(rl_row(1, clip)),
-        key(rl_row(0, clip, content="<video><audio>Who?")),
-        key(rl_row(0, str(CLIPS / "square.mp4"))),
-        key(rl_row(0, clip), settings=("other weights", 512)),
-        key(rl_row(0, clip), variant="audio_muted"),
-    ]
-    assert len({base, *others}) == 6
-
-
-def test_rows_that_share_an_id_are_refused(tmp_path: Path) -> None:
-    clip = str(CLIPS / "landscape.mp4")
-    rows = load_rows([str(rows_file(tmp_path, [rl_row(0, clip), rl_row(0, clip)]))])
-    with pytest.raises(ResultsError, match=r"row 1: its extra_info\.id 'demo/0' is also that of"):
-        plan(rows, "R1", ["normal"], [])
-
-
-def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
-    rows = load_rows([str(rows_file(tmp_path, [rl_row(0, "a.mp4"), rl_row(1, "a.mp4", reward_model={})]))])
-    with pytest.raises(ResultsError, match=r"rows\.json row 1: .*`reward_model\.ground_truth` expected"):
-        plan(rows, "R1", ["normal"], [])
-
-
-def load_job(tmp_path: Path, tiny: Path, row: dict, no_audio: str = "error"):
-    processor = AutoProcessor.from_pretrained(tiny)
-    ((loaded, answers),) = plan(load_rows([str(rows_file(tmp_path, [row]))]), "R1", ["normal"], [])
-    return load(loaded, answers, processor, no_audio)
-
-
-def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path) -> None:
-    from transformers import AutoProcessor
-
-    from verl_omni.data.dataset import OmniRLHFDataset
-
-    row = rl_row(0, str(CLIPS / "landscape.mp4"))
-    processor = AutoProcessor.from_pretrained(tiny)
-    config = OmegaConf.create({"max_prompt_length": 4096, "filter_overlong_prompts": False, "num_frames": None})
-    path = rows_file(tmp_path, [row])
-    messages = OmniRLHFDataset(str(path), processor.tokenizer, config, processor)[0]["raw_prompt"]
-    _, videos, audios = OmniRLHFDataset._process_multi_modal_info(messages, 8, config)
-    request = request_of(load_job(tmp_path, tiny, row), "normal", [0.5, 0.5, 0.5])
-    assert request["prompt"] == processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ((frames, metadata),) = request["multi_modal_data"]["video"]
-    assert metadata == videos[0][1]
-    np.testing.assert_array_equal(frames, videos[0][0])
-    np.testing.assert_array_equal(request["multi_modal_data"]["audio"][0], audios[0])
-
-
-def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -> None:
-    job = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4")))
-    normal, blanked, muted = (
-        request_of(job, variant, [0.5, 0.5, 0.5]) for variant in ("normal", "video_blanked", "audio_muted")
-    )
-
-    def video(request: dict) -> np.ndarray:
-        return request["multi_modal_data"]["video"][0][0]
-
-    def audio(request: dict) -> np.ndarray:
-        return request["multi_modal_data"]["audio"][0]
-
-    assert np.unique(video(blanked)).tolist() == [127] and np.unique(audio(muted)).tolist() == [0.0]
-    assert video(normal).std() > 0 and audio(normal).std() > 0
-    np.testing.assert_array_equal(video(muted), video(normal))
-    np.testing.assert_array_equal(audio(blanked), audio(normal))
-    assert normal["prompt"] == blanked["prompt"] == muted["prompt"]
-
-
-def test_media_that_fail_become_the_rows_error(tmp_path: Path, tiny: Path) -> None:
-    job = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "broken.mp4")))
-    assert "broken.mp4" in job.error and not job.prompt
-    silent = rl_row(0, str(CLIPS / "noaudio.mp4"))
-    assert "noaudio.mp4" in load_job(tmp_path, tiny, silent).error
-    video_only = load_job(tmp_path, tiny, silent, no_audio="video_only")
-    assert not video_only.error and len(video_only.videos) == 1 and len(video_only.audios) == 0
-    assert "<au_start>" not in video_only.prompt
-    mismatch = rl_row(0, str(CLIPS / "landscape.mp4"), content="<video>Why?")
-    assert "placeholders and media differ" in load_job(tmp_path, tiny, mismatch).error
-
-
-def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:
-    assert main(["evaluate", str(tmp_path), "--data", "rows.json"]) == 2
-    assert "no config.json in it" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_path: Path) -> None:
-    rows = read_rows(taught.rows)
-    rows.insert(0, rl_row(99, str(CLIPS / "broken.mp4"), content=rows[0]["prompt"][0]["content"]))
-    rows.insert(1, rl_row(98, rows[1]["videos"][0], content="<video><audio>" + "Why? " * 3000))  # more than fits
-    data = rows_file(tmp_path, rows)
-    command = [sys.executable, "-m", "verl_omni", "evaluate", str(taught.model), "--data", str(data)]
-    command += ["--out", str(tmp_path), "--name", "R1", "--modality-ablation", "--max-tokens", "40"]
-    results = tmp_path / "R1.jsonl"
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
-
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while first.poll() is None and (not results.is_file() or results.read_bytes().count(b"\n") < 4):
-        time.sleep(0.002)
-    first.kill()  # SIGKILL: nothing can be saved on the way out
-    first.wait()
-    saved = read_answers(results)
-    assert len(saved) >= 4
-
-    second = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    answers = read_answers(results)
-    assert answers[: len(saved)] == saved
-    assert len(answers) == len({item.key for item in answers}) == 3 * len(rows)
-    assert "failed (normal), counted as a miss: demo/99: " in second.stderr
-    assert "failed (normal), counted as a miss: demo/98: vLLM refused the row: " in second.stderr
-
-    scores = {item.variant: item for item in score_all(answers)}
-    assert scores["normal"].war == pytest.approx(100 * 12 / 14)
-    assert scores["normal"].format_rate == pytest.approx(100 * 12 / 14)
-    assert [row for row, _ in scores["normal"].failures] == ["demo/99", "demo/98"]
-    for variant in ("video_blanked", "audio_muted"):
-        assert scores[variant].war < scores["normal"].war
-        changed, compared = changed_share(answers, variant)
-        assert compared == 12 and changed > 0
-    on_file = json.loads((tmp_path / "R1.scores.json").read_text())
-    assert [item["variant"] for item in on_file] == ["normal", "video_blanked", "audio_muted"]
-
-    third = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert read_answers(results) == answers
-    assert "Initializing a V1 LLM engine" in second.stderr
-    assert "Initializing a V1 LLM engine" not in third.stderr
-    assert second.stdout == third.stdout  # the scores and nothing else

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from verl_omni.evaluation.answering import Sampling, evaluate
+    from verl_omni.evaluation.answering import Settings, evaluate
     from verl_omni.evaluation.scoring import changed_share, score_all
 
     model = args.model.resolve()
@@ -66,10 +66,8 @@ def run(args: argparse.Namespace) -> int:
         AUDIO_MUTED: args.mute_audio or args.modality_ablation,
     }
     engine = {
-        "max_model_len": args.max_model_len,
         "tensor_parallel_size": args.tensor_parallel_size,
         "gpu_memory_utilization": args.gpu_memory_utilization,
-        "dtype": args.dtype,
     }
     out = args.out / f"{name}.jsonl"
     try:
@@ -79,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
             out,
             name,
             [variant for variant in VARIANTS if wanted[variant]],
-            Sampling(args.max_tokens, args.repetition_penalty),
-            args.no_audio,
+            Settings(args.max_tokens, args.repetition_penalty, args.no_audio, args.max_model_len, args.dtype),
             engine,
         )
     except (ResultsError, OSError, ValueError) as error:

@@ -36,11 +36,22 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Greedy decoding. A repetition penalty other than 1 is what the original's `generate` took from its checkpoint."""
+class Settings:
+    """What decides an answer besides model and row; decoding is greedy.
+
+    Attributes:
+        max_tokens: Length limit of an answer.
+        repetition_penalty: Other than 1 is what the original's `generate` took from its checkpoint.
+        no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
+        max_model_len: Prompt and answer together, in tokens.
+        dtype: vLLM's.
+    """
 
     max_tokens: int = 512
     repetition_penalty: float = 1.0
+    no_audio: str = "error"
+    max_model_len: int = 2048
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,7 @@ def evaluate(
     out: Path,
     name: str,
     variants: Sequence[str],
-    sampling: Sampling,
-    no_audio: str = "error",
+    settings: Settings,
     engine: dict[str, Any] | None = None,
 ) -> list[Answer]:
     """Answer every row in every variant that applies to it; answers on file are not computed again.
@@ -72,9 +82,8 @@ def evaluate(
         out: Results file.
         name: The model's name in results and report.
         variants: Of `verl_omni.evaluation.ablation.VARIANTS`.
-        sampling: Decoding settings.
-        no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
-        engine: Further arguments of `vllm.LLM`.
+        settings: What else decides an answer.
+        engine: Further arguments of `vllm.LLM`, which do not.
 
     Returns:
         The answers of all rows, in the order of rows and variants.
@@ -83,8 +92,9 @@ def evaluate(
         ResultsError: Rows without a prompt, a label or an id of their own, or a results file in use.
     """
     processor = AutoProcessor.from_pretrained(model)
-    settings = [model_fingerprint(model), asdict(sampling), no_audio]
-    planned = plan(load_rows([str(file) for file in files]), name, variants, settings)
+    planned = plan(
+        load_rows([str(file) for file in files]), name, variants, [model_fingerprint(model), asdict(settings)]
+    )
     keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
     with ResultsFile(out, keys) as results:
         if results.superseded:
@@ -93,18 +103,18 @@ def evaluate(
         todo = [(row, answers) for row, answers in todo if answers]
         remaining = sum(len(answers) for _, answers in todo)
         if remaining:
-            llm = start_engine(model, sampling, engine or {})
-            jobs = prefetch(lambda item: load(*item, processor, no_audio), todo)
+            llm = start_engine(model, settings, engine or {})
+            jobs = prefetch(lambda item: load(*item, processor, settings.no_audio), todo)
             progress = tqdm(total=len(keys), initial=len(keys) - remaining, desc=f"evaluate {name}", unit="answer")
             with progress:
-                for answer in answer_jobs(llm, jobs, sampling, processor.image_processor.image_mean):
+                for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
         return [results.answers[a.key] for _, answers in planned for a in answers]
 
 
-def plan(rows: list[Row], name: str, variants: Sequence[str], settings: list) -> list[tuple[Row, list[Answer]]]:
-    """Each row with the answers wanted for it, still empty, under their keys."""
+def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: list) -> list[tuple[Row, list[Answer]]]:
+    """Each row with the answers wanted for it, still empty, under their keys (`common_to_all` is part of each)."""
     planned, seen = [], {}
     prints: dict[str, str] = {}
     for row in tqdm(rows, desc="identify media", unit="row"):
@@ -128,7 +138,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], settings: list) ->
             "audios": audios,
         }
         made = [variant for variant in variants if applies(variant, videos, audios)]
-        keys = [fingerprint([row_id, data["prompt"], media, settings, variant]) for variant in made]
+        keys = [fingerprint([row_id, data["prompt"], media, common_to_all, variant]) for variant in made]
         planned.append((row, [Answer(key=k, variant=v, **common) for k, v in zip(keys, made, strict=True)]))
     return planned
 
@@ -194,7 +204,7 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield ahead.popleft().result()
 
 
-def start_engine(model: Path, sampling: Sampling, arguments: dict[str, Any]) -> Any:
+def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> Any:
     """A `vllm.LLM` for the model, on a GPU or a CPU."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the scores
@@ -205,16 +215,17 @@ def start_engine(model: Path, sampling: Sampling, arguments: dict[str, Any]) -> 
         arguments = {"enforce_eager": True, **arguments}
     from vllm import LLM
 
+    arguments = {"max_model_len": settings.max_model_len, "dtype": settings.dtype, **arguments}
     return LLM(model=str(model), seed=0, limit_mm_per_prompt={"video": 1, "audio": 1}, **arguments)
 
 
-def answer_jobs(llm: Any, jobs: Iterator[Job], sampling: Sampling, image_mean: list[float]) -> Iterator[Answer]:
+def answer_jobs(llm: Any, jobs: Iterator[Job], settings: Settings, image_mean: list[float]) -> Iterator[Answer]:
     """Keep vLLM supplied with requests and yield answers as they finish, failures among them."""
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
     params = SamplingParams(
-        temperature=0.0, max_tokens=sampling.max_tokens, repetition_penalty=sampling.repetition_penalty
+        temperature=0.0, max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty
     )
     pending: dict[str, Answer] = {}
     exhausted = False
