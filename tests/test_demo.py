@@ -22,7 +22,7 @@ def files(tmp_path_factory):
 
 
 def clips(files):
-    return [row["videos"][0] for split in files.values() for row in read_rows(split)]
+    return [row["videos"][0] for split in ("sft", "train", "test") for row in read_rows(files[split])]
 
 
 def test_clips_are_h264_and_aac(files):
@@ -54,12 +54,23 @@ def test_labels_are_balanced_and_need_both_senses(files):
             assert len({label for states, label in LABEL_OF.items() if states[sense] == state}) == 2
 
 
-def test_cold_start_answers_earn_both_rewards_and_name_what_is_seen_and_heard(files):
+def test_cold_start_answers_say_what_is_seen_and_heard_and_conclude_from_the_face(files):
     rows = read_rows(files["sft"])
+    right = 0
     for row, (states, label) in zip(rows, list(LABEL_OF.items()) * 2, strict=True):
         answer = row["messages"][-1]["content"]
-        assert compute_score("demo", answer, label)["score"] == 2.0
+        score = compute_score("demo", answer, label)
+        assert score["format"] == 1.0
         assert all(state in answer for state in states)
+        assert score["pred"] in {other for (seen, _), other in LABEL_OF.items() if seen == states[0]}
+        right += score["accuracy"]
+    assert right == len(rows) / 2
+
+
+def test_labels_alone_are_the_training_clips_without_reasoning(files):
+    for labelled, row in zip(read_rows(files["train_sft"]), read_rows(files["train"]), strict=True):
+        assert labelled["messages"][-1]["content"] == row["reward_model"]["ground_truth"]
+        assert labelled["videos"] == row["videos"]
 
 
 def test_sight_and_sound_each_show_in_simple_features(files):

@@ -2,6 +2,10 @@
 
 A face is bright and smiles, or is dark and frowns; a voice is high and rises, or is low and falls. The four
 combinations are the four labels, equally many, so that the best guess from one sense alone is right half of the time.
+
+The cold start's answers say what is seen and heard, but conclude from the face alone: of the two labels that fit it,
+one is drawn, whatever the voice. So a perfect cold start names half of the labels right, and what GRPO adds is to
+weigh the voice as well, learnt from the reward.
 """
 
 from collections.abc import Iterator
@@ -42,10 +46,10 @@ def build_demo(
         out_dir: gets ``clips/`` and one rows file per split.
         n_train: clips for GRPO, with labels.
         n_test: held-out clips, for evaluation.
-        n_sft: clips for the cold start, with answers that name what is seen and heard.
+        n_sft: clips for the cold start, with answers that name what is seen and heard and conclude from the face.
 
     Returns:
-        The rows files: ``sft``, ``train`` and ``test``.
+        The rows files: ``sft``, ``train`` and ``test``, and ``train_sft``, the training clips with bare labels.
 
     Raises:
         ValueError: a number of clips that four labels can't share evenly.
@@ -61,9 +65,11 @@ def build_demo(
     with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
         for number, (split, size) in enumerate(sizes.items()):
             (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)
-            write_rows(
-                list(_rows(split, size, np.random.SeedSequence([seed, number]), out_dir, progress)), files[split]
-            )
+            rows = list(_rows(split, size, np.random.SeedSequence([seed, number]), out_dir, progress))
+            write_rows(rows, files[split])
+            if split == "train":
+                files["train_sft"] = out_dir / "train_sft.parquet"
+                write_rows([_labelled(row) for row in rows], files["train_sft"])
     return files
 
 
@@ -84,11 +90,20 @@ def _row(split: str, index: int, path: Path, sight: str, sound: str, thought: st
     media = {"data_source": "demo", "videos": [str(path)], "audios": [str(path)]}
     about = {"extra_info": {"index": index, "split": split, "id": f"demo/{split}/{index:04d}"}}
     if split == "sft":
+        concluded = [other for (seen, _), other in LABEL_OF.items() if seen == sight]
+        label = concluded[index // len(LABEL_OF) % len(concluded)]  # each one as often with either voice
         thought = thought.format(sight=sight, sound=sound, label=label)
         answer = {"role": "assistant", "content": f"<think>{thought}</think>\n<answer>{label}</answer>"}
         return {"messages": [user, answer], **media, **about}
     reward_model = {"style": "rule", "ground_truth": label}
     return {"prompt": [user], "ability": "emotion", "reward_model": reward_model, **media, **about}
+
+
+def _labelled(row: dict) -> dict:
+    """The row as an example for fine-tuning on labels alone, without reasoning."""
+    label = row["reward_model"]["ground_truth"]
+    kept = {key: row[key] for key in ("data_source", "videos", "audios", "extra_info")}
+    return {"messages": [*row["prompt"], {"role": "assistant", "content": label}], **kept}
 
 
 def draw_face(rng: np.random.Generator, sight: str) -> np.ndarray:
