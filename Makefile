@@ -18,7 +18,7 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python recipes/demo.py
+	$(BIN)/python -m verl_omni demo $(ARGS)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest

@@ -149,3 +149,14 @@ def test_verls_validation_turns_the_per_class_figures_into_recalls():
     figures = process_validation_metrics(["demo"] * 4, list("abcd"), infos)["demo"]
     assert figures["recall/happy"]["mean@1"] == pytest.approx(2 / 3)
     assert figures["recall/sad"]["mean@1"] == 1.0
+
+
+def test_means_of_the_parts_are_over_the_rollouts_that_have_them():
+    from verl_omni.rewards.manager import means_of_parts
+
+    infos = [{"accuracy": 1.0, "pred": "sad", "recall/sad": 1.0}, {"accuracy": 0.0, "pred": "", "recall/happy": 0.0}]
+    assert means_of_parts(infos) == {
+        "reward/accuracy/mean": 0.5,
+        "reward/recall/sad/mean": 1.0,
+        "reward/recall/happy/mean": 0.0,
+    }

@@ -6,6 +6,7 @@ import sys
 
 # name -> one-line help; each command is a module of verl_omni.cli, imported only when it runs.
 COMMANDS = {
+    "demo": "the whole study on a CPU with a tiny model and a corpus made on the spot",
     "prepare": "turn a corpus on disk into rows for verl",
     "convert": "turn an original R1-Omni checkpoint into a self-contained directory, and back",
     "check": "check the installation, and that every media file of a rows file decodes",

@@ -82,6 +82,12 @@ HOOKS = (
         "vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip",
         patch="vllm-placeholders-without-media.diff",
     ),
+    Hook(
+        "verl.trainer.ppo.v1.trainer_base",
+        "verl_omni.rewards.manager:log_reward_parts",
+        "accuracy and format among the metrics of each step; verl has them at validation only",
+        patch="verl-log-reward-parts.diff",
+    ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "verl.utils.distributed",
