@@ -25,6 +25,7 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 
 from verl_omni.data.rows import check_rows, load_rows
 from verl_omni.media import read_audio, read_video
+from verl_omni.sharing import read_audio_once, read_video_once
 
 
 def checked_rows(files: list[str], prompt_key: str, config: DictConfig, max_samples: int) -> list[dict]:
@@ -81,7 +82,7 @@ class OmniRLHFDataset(RLHFDataset):
     def _process_multi_modal_info(
         cls, messages: list[dict], image_patch_size: int, config: DictConfig
     ) -> tuple[None, list[tuple] | None, list | None]:
-        """Read the media of a conversation.
+        """Read the media of a conversation; the rollouts of a prompt, all in one process, get the same arrays.
 
         Returns:
             No images; videos, each ``(frames, {"instruction": question})`` with frames uint8 ``[T, H, W, 3]``; audios,
@@ -92,8 +93,8 @@ class OmniRLHFDataset(RLHFDataset):
         """
         items = content_items(messages)
         metadata = {"instruction": question_of(messages)}
-        videos = [(read_video(i["video"], config.num_frames), metadata) for i in items if i["type"] == "video"]
-        audios = [read_audio(item["audio"]) for item in items if item["type"] == "audio"]
+        videos = [(read_video_once(i["video"], config.num_frames), metadata) for i in items if i["type"] == "video"]
+        audios = [read_audio_once(item["audio"]) for item in items if item["type"] == "audio"]
         return None, videos or None, audios or None
 
 

@@ -1,0 +1,127 @@
+"""What the rollouts of a prompt share, so that a clip is decoded and processed once and not once per rollout.
+
+Caches are bounded, keyed by content, and never change a result. ``VERL_OMNI_SHARING=0`` in the environment switches all
+sharing of this package off: verl's plain behaviour, for comparison.
+"""
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+
+from verl_omni.media import read_audio, read_video
+from verl_omni.media.video import VideoSource
+
+Value = TypeVar("Value")  # has .nbytes: an array or a tensor
+
+
+def enabled() -> bool:
+    return os.environ.get("VERL_OMNI_SHARING", "1") != "0"
+
+
+class ContentCache:
+    """Values by key, the least recently used dropped first. Threads that ask for one key wait for one computation.
+
+    Args:
+        max_bytes: of all values together; a value larger than that is computed each time.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._futures: OrderedDict[Hashable, Future] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """The value of ``key``, from ``compute()`` if it is not there. What ``compute`` raises is not kept."""
+        with self._lock:
+            future = self._futures.get(key)
+            owner = future is None
+            if owner:
+                future = self._futures[key] = Future()
+            self._futures.move_to_end(key)
+        if not owner:
+            return future.result()
+        try:
+            value = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._futures[key]
+            future.set_exception(error)
+            raise
+        future.set_result(value)
+        with self._lock:
+            self.nbytes += value.nbytes
+            done = [k for k, f in self._futures.items() if f.done()]
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= self._futures.pop(done.pop(0)).result().nbytes
+        return value
+
+    def clear(self) -> None:
+        with self._lock:
+            for key in [k for k, f in self._futures.items() if f.done()]:
+                self.nbytes -= self._futures.pop(key).result().nbytes
+
+
+# In each process that decodes (verl's agent-loop workers). Frames of 720p are 22 MB a clip, pixels and mel 6.3 MB.
+DECODED = ContentCache(max_bytes=512 * 2**20)
+PROCESSED = ContentCache(max_bytes=512 * 2**20)
+
+_keys: dict[int, tuple[weakref.ref, Hashable]] = {}
+
+
+def key_of(array: Any) -> Hashable | None:
+    """What ``array`` was decoded from, if it came from ``read_video_once`` or ``read_audio_once`` unchanged."""
+    reference, key = _keys.get(id(array), (None, None))
+    return key if reference is not None and reference() is array else None
+
+
+def read_video_once(source: VideoSource, num_frames: int) -> np.ndarray:
+    """``read_video``, which see, by way of the cache; read-only, since others hold the same array."""
+    return _read_once(read_video, source, num_frames)
+
+
+def read_audio_once(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
+    """``read_audio``, which see, by way of the cache; read-only, since others hold the same array."""
+    return _read_once(read_audio, source, sampling_rate)
+
+
+def processed_once(media: Any, settings: Hashable, compute: Callable[[], Value]) -> Value:
+    """``compute()``, which depends on ``media`` and ``settings`` alone; once if this module decoded ``media``."""
+    key = key_of(media)
+    if key is None or not enabled():
+        return compute()
+    return PROCESSED.get((key, settings), compute)
+
+
+def _read_once(read: Callable[..., np.ndarray], source: VideoSource, setting: int) -> np.ndarray:
+    if not enabled():
+        return read(source, setting)
+    key = (read.__name__, _state(source), setting)
+
+    def decode() -> np.ndarray:
+        array = read(source, setting)
+        array.setflags(write=False)
+        identity = id(array)
+        _keys[identity] = (weakref.ref(array, lambda _: _keys.pop(identity, None)), key)
+        return array
+
+    return DECODED.get(key, decode)
+
+
+def _state(source: VideoSource) -> Hashable:
+    """Which file this is and in which state: another one is there as soon as it is written to or replaced."""
+    if not isinstance(source, str | os.PathLike):
+        return tuple(_state(image) for image in source)
+    path = Path(source).absolute()
+    if not path.exists():
+        return str(path)  # reading it says what is wrong
+    stat = path.stat()
+    inside = tuple(_state(entry) for entry in sorted(path.iterdir())) if path.is_dir() else ()
+    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, inside
