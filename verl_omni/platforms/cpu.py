@@ -164,8 +164,9 @@ def register_engine(transformer_impl: ModuleType) -> None:
     """
     if not is_cpu_only():
         return
-    engine = transformer_impl.FSDPEngineWithLMHead
-    transformer_impl.EngineRegistry.register("language_model", ["fsdp2"], device="cpu")(engine)
+    registry = transformer_impl.EngineRegistry
+    if "cpu" not in registry._engines["language_model"]["fsdp2"]:
+        registry.register("language_model", ["fsdp2"], device="cpu")(transformer_impl.FSDPEngineWithLMHead)
     policy = transformer_impl.CPUOffloadPolicy
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
 
@@ -239,7 +240,11 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
                 yield self.Distribution(cpu_build)
 
 
-def answer_for_vllm() -> None:
-    """Install `VllmCpuFinder` behind Python's own finders: a distribution really named `vllm` wins."""
-    if not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
+def answer_for_vllm(metadata: ModuleType = importlib.metadata) -> None:
+    """Install `VllmCpuFinder` behind Python's own finders: a distribution really named `vllm` wins.
+
+    Args:
+        metadata: `importlib.metadata`, which asks the finders.
+    """
+    if is_cpu_only() and not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
         sys.meta_path.append(VllmCpuFinder())

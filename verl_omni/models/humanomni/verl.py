@@ -3,6 +3,8 @@
 import sys
 from types import ModuleType
 
+from transformers import AutoConfig, AutoProcessor
+
 MODEL_TYPE = "HumanOmni_qwen2"
 
 
@@ -15,11 +17,6 @@ def accept_processor(tokenizer: ModuleType) -> None:
     hf_processor = tokenizer.hf_processor
 
     def hf_processor_or_humanomni(name_or_path: str, **kwargs: object) -> object:
-        # Not before it is needed: `import verl` alone need not load model code.
-        from transformers import AutoConfig, AutoProcessor
-
-        import verl_omni.models  # noqa: F401  (registers HumanOmni with transformers' Auto classes)
-
         try:
             config = AutoConfig.from_pretrained(name_or_path, **kwargs)
         except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model unknown here
@@ -44,8 +41,9 @@ def ban_audio_placeholder(utils: ModuleType) -> None:
     get_vision_placeholder_token_ids = utils.get_vision_placeholder_token_ids
 
     def get_placeholder_token_ids(processor: object) -> list[int]:
+        token_ids = get_vision_placeholder_token_ids(processor)
         audio = utils.get_processor_token_id(processor, "audio")
-        return get_vision_placeholder_token_ids(processor) + ([] if audio is None else [audio])
+        return token_ids if audio is None or audio in token_ids else [*token_ids, audio]
 
     utils.get_vision_placeholder_token_ids = get_placeholder_token_ids
 

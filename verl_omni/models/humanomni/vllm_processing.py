@@ -264,6 +264,7 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     validate = input_processor.InputProcessor._validate_model_input
 
     def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
+        validate(self, prompt_input, prompt_type)
         config = self.model_config.hf_config
         if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
             found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
@@ -271,6 +272,5 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
                 raise ValueError(
                     f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
                 )
-        validate(self, prompt_input, prompt_type)
 
     input_processor.InputProcessor._validate_model_input = validate_model_input
