@@ -137,6 +137,10 @@ def register_platform(platform_manager: ModuleType) -> None:
         def is_ipc_supported(self) -> bool:
             return False  # weights go to vLLM through shared memory
 
+        def rollout_env_vars(self) -> dict[str, str]:
+            # GiB of key-value cache per replica; by default vLLM takes a share of the machine, which others need.
+            return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
+
         @contextmanager
         def nvtx_range(self, msg: str) -> Iterator[None]:
             yield
