@@ -1,0 +1,177 @@
+"""GRPO through verl's own `main_ppo` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+FLOAT32 = (
+    "+actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}",
+    "+actor_rollout_ref.ref.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}",
+    "actor_rollout_ref.rollout.dtype=float32",
+)
+# What recipes/r1omni.yaml needs to run without a GPU: the hardware block of r1omni_cpu.yaml, nothing of its scale.
+CPU_HARDWARE = (
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+    "actor_rollout_ref.model.use_remove_padding=false",
+    "actor_rollout_ref.actor.use_torch_compile=false",
+    "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
+    "actor_rollout_ref.ref.fsdp_config.use_torch_compile=false",
+    "actor_rollout_ref.rollout.enforce_eager=true",
+    "actor_rollout_ref.rollout.free_cache_engine=false",
+    "+actor_rollout_ref.rollout.enable_sleep_mode=false",
+    "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=64",
+    "actor_rollout_ref.rollout.agent.num_workers=1",
+    "reward.num_workers=1",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+    "data.dataloader_num_workers=0",
+    "trainer.device=cpu",
+    "trainer.n_gpus_per_node=1",
+    "+ray_kwargs.ray_init.num_gpus=1",
+    "ray_kwargs.ray_init.num_cpus=32",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small demo corpus and a tiny model."""
+    from verl_omni.data.demo import build_demo
+    from verl_omni.models.humanomni.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("study")
+    build_demo(folder / "data", n_train=32, n_test=4, n_sft=4)
+    build_tiny(folder / "base")
+    return folder
+
+
+def command(study: Path, name: str, recipe: str, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}"),
+        *(f"actor_rollout_ref.model.path={study / 'base'}", f"data.train_files=[{study / 'data/train.parquet'}]"),
+        *(f"data.val_files=[{study / 'data/test.parquet'}]", f"trainer.default_local_dir={study / name}"),
+        *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.shuffle=false"),
+        *overrides,
+    ]
+
+
+def start(study: Path, name: str, arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(study / f"{name}.jsonl")}
+    log = (study / f"{name}.log").open("wb")
+    # A session of its own: killing the group kills Ray's processes with it.
+    return subprocess.Popen(
+        arguments, cwd=study, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def metrics_of(study: Path, name: str) -> dict[int, dict]:
+    lines = (study / f"{name}.jsonl").read_bytes().splitlines()
+    return {record["step"]: record["data"] for record in map(json.loads, lines)}
+
+
+def train(study: Path, name: str, recipe: str, *overrides: str) -> dict[int, dict]:
+    """Run to the end; metrics by step."""
+    process = start(study, name, command(study, name, recipe, *overrides))
+    try:
+        status = process.wait(timeout=900)
+    finally:
+        kill(process)
+    assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
+    return metrics_of(study, name)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the trainer and to everything it started; Ray's daemons leave the group, but not the session."""
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def test_two_ranks_have_the_first_loss_of_one_and_float32_rollouts_match_the_actor(study):
+    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
+    shared = (
+        *(*FLOAT32, "trainer.total_training_steps=2", "trainer.experiment_name=ranks"),
+        *("skip.rollout_tq.enable=true", f"skip.rollout_tq.dump_dir={study / 'rollouts'}", "skip.rollout_tq.steps=[1]"),
+    )
+    one = train(study, "one_rank", "r1omni_cpu", *shared)
+    two = train(study, "two_ranks", "r1omni_cpu", *shared, "trainer.n_gpus_per_node=2")
+    for step in one.values():
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.9999
+    assert {"reward/accuracy/mean", "reward/format/mean"} <= one[1].keys()
+    for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
+        assert two[1][metric] == pytest.approx(one[1][metric], abs=1e-5)
+    assert two[1]["actor/grad_norm"] == pytest.approx(one[1]["actor/grad_norm"], rel=1e-3)
+    assert one[1]["actor/grad_norm"] > 0
+
+
+def test_a_killed_run_resumes_and_its_checkpoint_is_a_model(study):
+    """SIGKILL after the second step's checkpoint, the same command again, then the export in transformers and vLLM."""
+    arguments = command(study, "killed", "r1omni_cpu", "trainer.total_training_steps=4", "trainer.save_freq=1")
+    tracker = study / "killed" / "latest_checkpointed_iteration.txt"
+    process = start(study, "killed", arguments)
+    deadline = time.monotonic() + 600
+    while not (tracker.is_file() and int(tracker.read_text() or 0) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
+        time.sleep(0.2)
+    kill(process)
+    before = int(tracker.read_text())
+    steps = train(study, "killed", "r1omni_cpu", "trainer.total_training_steps=4", "trainer.save_freq=1")
+    assert min(steps) == before + 1 and max(steps) == 4
+    assert all(step["training/rollout_actor_probs_pearson_corr"] >= 0.99 for step in steps.values())
+    exported = study / "killed" / "global_step_4" / "actor" / "huggingface"
+    check_export(exported, study)
+
+
+def check_export(exported: Path, study: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import verl_omni.models  # noqa: F401
+
+    base, trained = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (study / "base", exported))
+    assert base.keys() == trained.keys()
+    changed = {name for name in base if not torch.equal(base[name].float(), trained[name].float())}
+    assert any(name.startswith("model.layers") for name in changed)
+    assert not any("tower" in name for name in changed), "the towers are frozen"
+    evaluate = [
+        sys.executable,
+        "-m",
+        "verl_omni",
+        "evaluate",
+        str(exported),
+        "--data",
+        str(study / "data/test.parquet"),
+    ]
+    limits = ["--max-tokens", "8", "--max-model-len", "304", "--out", str(study / "results")]
+    subprocess.run([*evaluate, *limits], check=True, timeout=300)
+
+
+def test_the_gpu_recipe_trains_a_step_when_only_the_hardware_is_overridden(study):
+    steps = train(study, "gpu_recipe", "r1omni", *CPU_HARDWARE, "trainer.total_training_steps=1")
+    assert steps[1]["response_length/max"] <= 512
+    assert steps[1]["training/rollout_actor_probs_pearson_corr"] >= 0.99
+
+
+def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):
+    import pandas as pd
+
+    rows = pd.read_parquet(study / "data/train.parquet")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(Path(rows["videos"][0][0]).read_bytes()[:2000])
+    rows.at[0, "videos"] = [str(broken)]
+    rows.to_parquet(tmp_path / "rows.parquet")
+    arguments = command(study, "broken", "r1omni_cpu", f"data.train_files=[{tmp_path / 'rows.parquet'}]")
+    process = start(study, "broken", arguments)
+    try:
+        assert process.wait(timeout=300) != 0
+    finally:
+        kill(process)
+    log = (study / "broken.log").read_text(errors="replace")
+    assert "broken.mp4" in log
+    assert "WorkerDict" not in log
