@@ -18,7 +18,7 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
         compute_metrics(self, batch, metrics, *args, **kwargs)
         fields = trainer_base.tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
-        )["extra_fields"].tolist()
+        ).pop("extra_fields").tolist()
         rollouts = [field for field, tag in zip(fields, batch.tags, strict=True) if not tag.get("is_padding", False)]
         metrics.update(means_of_parts([rollout.get("reward_extra_info", {}) for rollout in rollouts]))
 
