@@ -7,12 +7,15 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CASES
-from transformers import AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
 from verl_omni import sharing
 from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
+from verl_omni.models.humanomni.towers import HumanOmniTowers
 from verl_omni.sharing import ContentCache, read_audio_once, read_video_once
 
 
@@ -119,3 +122,122 @@ def test_the_switch_turns_sharing_off(monkeypatch):
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")
     clip = CASES["landscape"]
     assert read_video_once(clip, 8) is not read_video_once(clip, 8)
+
+
+# ---------------------------------------------------------------- towers
+
+
+@pytest.fixture(scope="module")
+def model(converted):
+    return AutoModelForCausalLM.from_pretrained(converted)
+
+
+def rollouts(converted, *clips) -> dict[str, torch.Tensor]:
+    """A batch as verl makes it: one row per rollout, of which some have the same clip, or the same but its question."""
+    processor = AutoProcessor.from_pretrained(converted)
+    rows = []
+    for case, question in clips:
+        clip = CASES[case]
+        content = [{"type": "video", "path": clip}, {"type": "audio", "path": clip}, {"type": "text", "text": question}]
+        rows.append(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        )
+    length = max(row["input_ids"].shape[1] for row in rows)
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0] if name not in PADDED}
+    for name in PADDED:
+        batch[name] = torch.cat([F.pad(row[name], (0, length - row[name].shape[1])) for row in rows])
+    return batch
+
+
+PADDED = ("input_ids", "attention_mask")
+PROMPTS = [("landscape", "How?"), ("square", "How?"), ("landscape", "How?"), ("landscape", "Who?"), ("square", "How?")]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Counts the clips that go through each tower."""
+    TOWER_OUTPUTS.clear()
+    counts = {"encode_video": 0, "encode_audio": 0}
+
+    def count(name: str) -> None:
+        encode = getattr(HumanOmniTowers, name)
+
+        def counting(self, inputs):
+            counts[name] += len(inputs)
+            return encode(self, inputs)
+
+        monkeypatch.setattr(HumanOmniTowers, name, counting)
+
+    for name in counts:
+        count(name)
+    return counts
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    weights = torch.arange(1, len(batch["input_ids"]) + 1)[:, None]  # no two rollouts have the same advantage
+    loss = (model(**batch).logits.logsumexp(-1) * weights * batch["attention_mask"]).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_equal_those_without_sharing(model, converted, encoded, monkeypatch):
+    batch = rollouts(converted, *PROMPTS)
+    shared = [loss_and_gradients(model, batch) for _ in range(2)]
+    assert encoded == {"encode_video": 2, "encode_audio": 2}  # of 10 each
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")
+    plain_loss, plain = loss_and_gradients(model, batch)
+    assert encoded == {"encode_video": 7, "encode_audio": 7}
+    for loss, gradients in shared:
+        torch.testing.assert_close(loss, plain_loss, atol=1e-5, rtol=1e-5)
+        assert gradients.keys() == plain.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, plain[name], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_actor_and_reference_share_the_towers_outputs(model, converted, encoded):
+    batch, reference = rollouts(converted, *PROMPTS), AutoModelForCausalLM.from_pretrained(converted)
+    assert torch.equal(model(**batch).logits, reference(**batch).logits)
+    assert encoded == {"encode_video": 2, "encode_audio": 2}
+
+
+@torch.no_grad()
+def test_other_tower_weights_give_other_features(converted, encoded):
+    batch, model = rollouts(converted, PROMPTS[0]), AutoModelForCausalLM.from_pretrained(converted)
+    before = model(**batch).logits
+    state = {name: tensor * 1.1 if "vision_tower" in name else tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    after = model(**batch).logits
+    assert encoded == {"encode_video": 2, "encode_audio": 1}
+    TOWER_OUTPUTS.clear()
+    assert not torch.allclose(before, after)
+    assert torch.equal(model(**batch).logits, after)
+
+
+@torch.no_grad()
+def test_a_pixel_makes_another_clip(model, converted, encoded):
+    batch = rollouts(converted, PROMPTS[0], PROMPTS[0])
+    batch["pixel_values"][1, -1, -1, -1, -1] += 2**-20
+    batch["input_features"][1, 0, 0] += 2**-20
+    model(**batch)
+    assert encoded == {"encode_video": 2, "encode_audio": 2}
+
+
+def test_outputs_of_inference_mode_are_not_kept_for_training(model, converted, encoded):
+    batch = rollouts(converted, PROMPTS[0])
+    with torch.inference_mode():
+        model(**batch)
+    loss_and_gradients(model, batch)
+    assert encoded == {"encode_video": 2, "encode_audio": 2}
+
+
+@torch.no_grad()
+def test_sharing_in_bfloat16_is_not_sharing_of_float32(model, converted, encoded):
+    batch = rollouts(converted, PROMPTS[0])
+    model(**batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**batch)
+    assert encoded == {"encode_video": 2, "encode_audio": 2}

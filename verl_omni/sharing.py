@@ -63,6 +63,14 @@ class ContentCache:
                 self.nbytes -= self._futures.pop(done.pop(0)).result().nbytes
         return value
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._futures
+
+    def __getitem__(self, key: Hashable) -> Any:
+        with self._lock:
+            self._futures.move_to_end(key)
+        return self._futures[key].result()
+
     def clear(self) -> None:
         with self._lock:
             for key in [k for k, f in self._futures.items() if f.done()]:

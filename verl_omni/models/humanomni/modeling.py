@@ -7,7 +7,7 @@ from transformers.generation import LogitsProcessorList, RepetitionPenaltyLogits
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration import HumanOmniConfig
-from .towers import HumanOmniTowers
+from .shared_towers import SharedTowers
 
 MEDIA_INPUTS = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 
@@ -49,7 +49,7 @@ def place_features(
     return embeddings.flatten(0, 1).index_put((positions,), values).view_as(embeddings)
 
 
-class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
+class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
     config: HumanOmniConfig
 
     def __init__(self, config: HumanOmniConfig):

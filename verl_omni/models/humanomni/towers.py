@@ -205,16 +205,25 @@ class HumanOmniTowers:
 
     def zero_video(self) -> torch.Tensor:
         """A zero that stands in for the features of no video."""
-        index = torch.zeros(1, 1, dtype=torch.long, device=self.bert_gate[0].weight.device)
-        with torch.no_grad():
-            self.vision_tower.embeddings.position_embedding(index)
+        index = self.skip_video()
         embedded = self.bert_model.embeddings(input_ids=index)
         trained = (self.mm_projector, self.bert_model.encoder, self.bert_gate)
         return 0.0 * (embedded.sum() + sum(p.sum() for part in trained for p in part.parameters()))
 
     def zero_audio(self) -> torch.Tensor:
         """A zero that stands in for the features of no sound."""
-        with torch.no_grad():
-            embeddings = self.audio_tower.encoder.embed_positions
-            embeddings(torch.zeros(1, dtype=torch.long, device=self.audio_projector[0].weight.device))
+        self.skip_audio()
         return 0.0 * sum(p.sum() for p in self.audio_projector.parameters())
+
+    @torch.no_grad()
+    def skip_video(self) -> torch.Tensor:
+        """Call what ``encode_video`` calls of the embeddings; returns the index it used, ``[1, 1]``."""
+        index = torch.zeros(1, 1, dtype=torch.long, device=self.bert_gate[0].weight.device)
+        self.vision_tower.embeddings.position_embedding(index)
+        return index
+
+    @torch.no_grad()
+    def skip_audio(self) -> None:
+        """Call what ``encode_audio`` calls of the embeddings."""
+        index = torch.zeros(1, dtype=torch.long, device=self.audio_projector[0].weight.device)
+        self.audio_tower.encoder.embed_positions(index)
