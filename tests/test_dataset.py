@@ -172,6 +172,16 @@ def test_clips_without_sound_can_be_video_only(folder, processor, caplog):
     assert "1 rows have no audio track" in caplog.text
 
 
+def test_one_modality_can_be_kept_alone(folder, processor):
+    file = write(folder, MIXED)
+    videos = media_of(grpo_dataset(file, processor, modalities=["video"]), 0)
+    audios = media_of(grpo_dataset(file, processor, modalities=["audio"]), 0)
+    assert videos[1] and videos[2] is None
+    assert audios[1] is None and audios[2]
+    with pytest.raises(ValueError, match=r"data\.modalities"):
+        grpo_dataset(file, processor, modalities=["touch"])
+
+
 def test_sound_without_a_video_must_have_an_audio_track(folder, processor):
     with pytest.raises(RowsError, match="no audio track"):
         grpo_dataset(write(folder, [row(AUDIO_ONLY, audios=["noaudio.mp4"])]), processor, no_audio="video_only")

@@ -6,6 +6,7 @@ Both check rows and media when they are built, which is before verl starts its w
 
     +data.num_frames     frames per video; default: the model's own (its processor's)
     +data.media_check    full (default: decode every file) or exists
+    +data.modalities     [video,audio] (default), or one of them alone
     +data.no_audio       error (default) or video_only, for clips without an audio track
 
 A file that fails later, in the middle of training, raises ``MediaError`` with its name: verl logs it and the step
@@ -23,7 +24,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.py_functional import convert_nested_value_to_list_recursive
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 
-from verl_omni.data.rows import check_rows, load_rows
+from verl_omni.data.rows import MODALITIES, check_rows, keep_modalities, load_rows
 from verl_omni.media import read_audio, read_video
 from verl_omni.sharing import read_audio_once, read_video_once
 
@@ -31,6 +32,7 @@ from verl_omni.sharing import read_audio_once, read_video_once
 def checked_rows(files: list[str], prompt_key: str, config: DictConfig, max_samples: int) -> list[dict]:
     """Load and check rows as ``config`` (verl's ``data`` section) says."""
     rows = load_rows(files, max_samples, config.get("shuffle", False), config.get("seed"))
+    keep_modalities(rows, prompt_key, config.get("modalities", MODALITIES))
     check_rows(rows, prompt_key, config.num_frames, config.get("media_check", "full"), config.get("no_audio", "error"))
     return [row.data for row in rows]
 

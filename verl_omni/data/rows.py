@@ -20,6 +20,7 @@ from verl_omni.media import MediaError, NoAudioError, existing, read_audio, read
 logger = logging.getLogger(__name__)
 
 MEDIA_KEYS = {"videos": "<video>", "audios": "<audio>"}
+MODALITIES = tuple(tag.strip("<>") for tag in MEDIA_KEYS.values())
 MEDIA_CHECKS, NO_AUDIO_POLICIES = ("full", "exists"), ("error", "video_only")
 LISTED = 20  # problems spelled out in an error; the rest is counted
 
@@ -71,6 +72,20 @@ def _absolute(data: dict, file: str) -> dict:
     return data | {key: [resolve(source) for source in data[key]] for key in MEDIA_KEYS if data.get(key)}
 
 
+def keep_modalities(rows: list[Row], prompt_key: str, modalities: Sequence[str]) -> None:
+    """Take every other modality out of the rows, in place: ``["video"]`` makes an experiment without sound.
+
+    Raises:
+        ValueError: an unknown modality, or none.
+    """
+    if not modalities or set(modalities) - set(MODALITIES):
+        raise ValueError(f"data.modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
+    for key, modality in zip(MEDIA_KEYS, MODALITIES, strict=True):
+        if modality not in modalities:
+            for row in rows:
+                _drop(row.data, prompt_key, key)
+
+
 def check_rows(
     rows: list[Row],
     prompt_key: str = "prompt",
@@ -102,7 +117,7 @@ def check_rows(
     if no_audio == "video_only":
         mute = [row for row in rows if row.data.get("videos") and _sources(row) & silent]
         for row in mute:
-            _drop_sound(row.data, prompt_key)
+            _drop(row.data, prompt_key, "audios")
         if mute:
             logger.warning("%d rows have no audio track and become video only, the first is %s", len(mute), mute[0])
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
@@ -150,9 +165,9 @@ def _malformed(data: dict, prompt_key: str) -> str | None:
     return None
 
 
-def _drop_sound(data: dict, prompt_key: str) -> None:
-    data[prompt_key] = [m | {"content": m["content"].replace("<audio>", "")} for m in data[prompt_key]]
-    data["audios"] = None
+def _drop(data: dict, prompt_key: str, key: str) -> None:
+    data[prompt_key] = [m | {"content": m["content"].replace(MEDIA_KEYS[key], "")} for m in data[prompt_key]]
+    data[key] = None
 
 
 def _hashable(source: str | list[str]) -> str | tuple[str, ...]:
