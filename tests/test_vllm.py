@@ -245,7 +245,9 @@ def test_eight_samples_encode_a_clip_once(engine):
 
 
 def test_a_prompt_with_placeholders_but_no_media_is_refused(engine):
-    with pytest.raises(ValueError, match="no media were passed"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="no media were passed"):
         engine.generate([{"prompt_token_ids": engine.request("landscape.mp4").expanded()["prompt_token_ids"]}])
 
 

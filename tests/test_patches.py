@@ -1,0 +1,154 @@
+"""patches/: each diff applies to the installed verl or vLLM, and makes the adjustment that it replaces do nothing.
+
+Both are run as they are installed and with all patches applied, each before and after this package's adjustments
+(patch_probe.py). What a patch is for must be missing in the first of the four and the same in the other three.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from verl_omni.platforms.cpu import is_cpu_only
+from verl_omni.plugin import HOOKS
+
+PATCHES = Path(__file__).parent.parent / "patches"
+PROBE = Path(__file__).with_name("patch_probe.py")
+NAMES = sorted(hook.patch for hook in HOOKS if hook.patch)
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+needs_cpu = pytest.mark.skipif(not is_cpu_only(), reason="the adjustments for a CPU do nothing beside an accelerator")
+
+
+def parameters(names: list[str]) -> list:
+    return [pytest.param(name, marks=[needs_vllm] if name.startswith("vllm") else []) for name in names]
+
+
+def patched_files(name: str) -> list[str]:
+    return re.findall(r"^\+\+\+ b/(\S+)$", (PATCHES / name).read_text(), re.MULTILINE)
+
+
+def installed(file: str) -> Path:
+    package = file.split("/")[0]
+    return Path(importlib.util.find_spec(package).origin).parents[1] / file
+
+
+def overlay(folder: Path, files: list[str]) -> Path:
+    """The packages of ``files`` in ``folder``: copies of these, links to everything beside them."""
+    for file in files:
+        *parents, _ = Path(file).parts
+        for depth in range(1, len(parents) + 1):
+            here = folder.joinpath(*parents[:depth])
+            if here.is_symlink():
+                here.unlink()
+            here.mkdir(exist_ok=True)
+            for entry in installed("/".join(parents[:depth])).iterdir():
+                link = here / entry.name
+                if entry.name != "__pycache__" and not link.exists():
+                    link.symlink_to(entry)
+    for file in files:
+        copy = folder / file
+        copy.unlink()
+        copy.write_bytes(installed(file).read_bytes())
+    return folder
+
+
+def apply(name: str, folder: Path) -> subprocess.CompletedProcess:
+    # --fuzz=0: lines of context that moved or changed are a change upstream that somebody has to look at.
+    command = ["patch", "-p1", "--batch", "--fuzz=0", f"--input={PATCHES / name}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def start_probe(model: Path, packages: Path | None) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "VERL_USE_EXTERNAL_PLUGINS": "none",  # the probe decides when the plug-in starts
+        "VLLM_PLUGINS": "",
+        "VLLM_CPU_KEEP_WEIGHTS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "PYTHONPATH": f"{packages or ''}",
+    }
+    command = [sys.executable, "-W", "ignore", str(PROBE), str(model)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def behaviours(tmp_path_factory) -> dict[str, dict[str, dict[str, object]]]:
+    """{"released" or "patched": {"plain" or "adjusted": {patch: behaviour}}}"""
+    from verl_omni.models.humanomni.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("patched")
+    files = [file for name in NAMES for file in patched_files(name)]
+    overlay(folder, files)
+    for name in NAMES:
+        result = apply(name, folder)
+        assert result.returncode == 0, f"{name} does not apply:\n{result.stdout}{result.stderr}"
+    model = build_tiny(tmp_path_factory.mktemp("model"))
+    probes = {"released": start_probe(model, None), "patched": start_probe(model, folder)}
+    results = {}
+    for which, process in probes.items():
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, f"the probe of the {which} packages failed:\n{errors}"
+        results[which] = json.loads(output.splitlines()[-1])
+    return results
+
+
+def test_each_adjustment_has_its_patch_and_each_patch_its_adjustment():
+    assert sorted(path.name for path in PATCHES.glob("*.diff")) == NAMES
+    readme = (PATCHES / "README.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in readme] == []
+
+
+@pytest.mark.parametrize("name", parameters(NAMES))
+def test_a_patch_applies_to_the_installed_version(name, tmp_path):
+    files = patched_files(name)
+    assert files, "no file is named in the diff"
+    overlay(tmp_path, files)
+    result = apply(name, tmp_path)
+    package = files[0].split("/")[0]
+    version = sys.modules[package].__version__ if package in sys.modules else "installed"
+    assert result.returncode == 0, f"{package} ({version}) has changed where {name} applies:\n{result.stdout}"
+    for file in files:
+        compile((tmp_path / file).read_text(), file, "exec")
+        assert (tmp_path / file).read_text() != installed(file).read_text()
+
+
+@needs_cpu
+@needs_vllm
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adjustment_is_needed_now_and_does_nothing_once_its_patch_is_applied(name, behaviours):
+    released, patched = behaviours["released"], behaviours["patched"]
+    assert released["plain"][name] != released["adjusted"][name], "upstream does this by itself: drop the adjustment"
+    assert patched["plain"][name] == released["adjusted"][name]
+    assert patched["adjusted"][name] == patched["plain"][name]
+
+
+@needs_cpu
+@needs_vllm
+def test_behaviours_are_the_wanted_ones(behaviours):
+    """Equal behaviours may be equally wrong."""
+    own_process = [[0, 0, 1], "cpu:gloo"]
+    assert behaviours["patched"]["plain"] == {
+        "verl-vllm-cpu-name.diff": [importlib.metadata.version("vllm-cpu")] * 3,
+        "vllm-cpu-name.diff": importlib.metadata.version("vllm-cpu"),
+        "verl-hf-processor.diff": ["HumanOmniProcessor", "HumanOmni_qwen2"],
+        "verl-ban-audio-placeholder.diff": ["<|humanomni_video|>", "<|humanomni_audio|>"],
+        # Two rollouts: the third row is padding, and `recall/sad` is of the second alone.
+        "verl-log-reward-parts.diff": {
+            "reward/accuracy/mean": 0.5, "reward/format/mean": 1.0, "reward/recall/sad/mean": 0.0
+        },
+        "verl-clips-once.diff": [1, True, 0],  # copies on TransferQueue, equal data, rows left
+        "verl-cpu-process-group.diff": [own_process, [None, "cpu:gloo"]],
+        "verl-cpu-fsdp2.diff": ["FSDPEngineWithLMHead", 304, False],
+        "vllm-cpu-keep-weights.diff": [[64, 32], True],
+        "vllm-placeholders-without-media.diff": ["accepted", "refused", "refused"],
+        "without VLLM_CPU_KEEP_WEIGHTS": behaviours["released"]["plain"]["vllm-cpu-keep-weights.diff"],
+    }  # fmt: skip
