@@ -13,7 +13,8 @@ from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 GROUP = "recipe"
@@ -71,12 +72,13 @@ class RecipeSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = resolve(config_path.removeprefix(f"{GROUP}/"))
-        text = file.read_text(encoding="utf-8")
         try:
-            config = OmegaConf.create(text)
-        except YAMLError as error:
-            raise RecipeError(f"recipe {file} is not valid YAML: {error}") from error
-        header = self._get_header_dict(text)
+            config = OmegaConf.load(file)
+            header = self._get_header_dict(file.read_text(encoding="utf-8"))
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+            raise RecipeError(f"recipe {file} cannot be read as YAML: {error}") from error
+        if not isinstance(config, DictConfig):
+            raise RecipeError(f"recipe {file} must hold keys and values like verl's configuration, not a list")
         if header.get("package") != "_global_":
             raise RecipeError(f"recipe {file} must start with the line `# @package _global_`, or verl would not see it")
         return ConfigResult(config=config, path=str(file), provider=self.provider, header=header)

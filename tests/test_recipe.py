@@ -1,0 +1,306 @@
+"""`+recipe=`: which file it means, how it is composed over verl's configuration, and what the shipped recipes hold."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
+from verl_omni import recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+GRPO, SFT = "ppo_trainer", "sft_trainer_engine"  # configurations of verl.trainer.main_ppo and .sft_trainer
+SHIPPED = {
+    "r1omni": GRPO,
+    "r1omni_cpu": GRPO,
+    "emer_sft": SFT,
+    "emer_sft_cpu": SFT,
+    "mafw_dfew_sft": SFT,
+    "mafw_dfew_sft_cpu": SFT,
+}
+
+# The original's GRPO settings, one per row of the paper's and the code's.
+METHOD = {
+    "data.train_batch_size": 16,
+    "data.max_response_length": 512,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 16,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+    "actor_rollout_ref.actor.use_kl_loss": True,
+    "actor_rollout_ref.actor.kl_loss_coef": 0.04,
+    "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
+    "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-mean",
+    "actor_rollout_ref.actor.optim.lr": 1e-6,
+    "actor_rollout_ref.rollout.n": 8,
+    "actor_rollout_ref.rollout.temperature": 1.0,
+    "actor_rollout_ref.rollout.top_k": 50,
+    "actor_rollout_ref.rollout.top_p": 1,
+    "algorithm.adv_estimator": "grpo",
+    "algorithm.norm_adv_by_std_in_grpo": True,
+    "algorithm.use_kl_in_reward": False,
+    "reward.reward_manager.name": "accuracy_format",
+    "trainer.total_epochs": 2,
+}
+COLD_START = {
+    "data.train_batch_size": 16,
+    "optim.lr": 2e-5,
+    "optim.lr_scheduler_type": "cosine",
+    "optim.lr_warmup_steps_ratio": 0.03,
+    "trainer.total_epochs": 5,
+}
+
+# All in which r1omni_cpu may differ from r1omni.
+PATHS = {"data.train_files", "data.val_files", "actor_rollout_ref.model.path", "trainer.experiment_name"}
+SCALE = {  # of a model of a million parameters with short answers, and of a corpus of some hundred clips
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.rollout.max_model_len",
+    "trainer.total_epochs",
+    "trainer.save_freq",
+    "trainer.test_freq",
+}
+HARDWARE = {
+    "data.dataloader_num_workers",
+    "actor_rollout_ref.model.override_config",
+    "actor_rollout_ref.model.override_config.attn_implementation",
+    "actor_rollout_ref.model.use_remove_padding",
+    "actor_rollout_ref.model.enable_gradient_checkpointing",
+    "actor_rollout_ref.actor.use_torch_compile",
+    "actor_rollout_ref.actor.fsdp_config.use_torch_compile",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.fsdp_config.use_torch_compile",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.agent.num_workers",
+    "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.rollout.enforce_eager",
+    "actor_rollout_ref.rollout.free_cache_engine",
+    "actor_rollout_ref.rollout.gpu_memory_utilization",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.max_num_seqs",
+    "ray_kwargs.ray_init.include_dashboard",
+    "ray_kwargs.ray_init.num_cpus",
+    "ray_kwargs.ray_init.num_gpus",
+    "reward.num_workers",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units",
+    "trainer.device",
+    "trainer.n_gpus_per_node",
+}
+# Keys that verl's configuration does not list: it hands what is below these to transformers, vLLM or Ray.
+HANDED_ON = (
+    "actor_rollout_ref.model.override_config.",
+    "actor_rollout_ref.rollout.engine_kwargs.vllm.",
+    "model.override_config.",
+    "ray_kwargs.ray_init.",
+)
+UNLISTED = {"actor_rollout_ref.rollout.limit_images", "actor_rollout_ref.rollout.enable_sleep_mode"}  # read by verl
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        yield
+
+
+def composed(name: str, *overrides: str, config: str = GRPO) -> DictConfig:
+    return compose(config, overrides=[f"+recipe={name}", *overrides])
+
+
+def leaves(config: DictConfig | dict, prefix: str = "") -> dict[str, object]:
+    """Values by dotted key, interpolations as they are written."""
+    tree = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    flat = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def write(path: Path, *lines: str, header: str = "# @package _global_") -> Path:
+    path.write_text("\n".join([header, *lines]))
+    return path
+
+
+# ---- which file ------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_found_by_shipped_name_absolute_path_and_path_from_here(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    mine = write(tmp_path / "mine" / "short.yaml", "data: {train_batch_size: 4}")
+    monkeypatch.chdir(tmp_path)
+    for name in (mine, "mine/short.yaml", "mine/short", "./mine/short.yaml"):
+        assert composed(str(name)).data.train_batch_size == 4
+    monkeypatch.chdir(tmp_path / "mine")
+    assert composed("short.yaml").data.train_batch_size == 4
+    assert composed("../mine/short.yaml").data.train_batch_size == 4
+    assert composed("r1omni").data.train_batch_size == 16
+    assert composed(str(RECIPES / "r1omni_cpu.yaml")).trainer.device == "cpu"
+
+
+def test_recipes_of_two_working_directories_do_not_meet(tmp_path, monkeypatch):
+    for folder, seed in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "recipe.yaml", f"data: {{seed: {seed}}}")
+    for folder, seed in (("one", 1), ("two", 2), ("one", 1)):
+        monkeypatch.chdir(tmp_path / folder)
+        assert composed("recipe.yaml").data.seed == seed
+
+
+def test_a_file_here_wins_over_a_shipped_recipe_of_that_name(tmp_path, monkeypatch):
+    write(tmp_path / "r1omni.yaml", "data: {train_batch_size: 4}")
+    monkeypatch.chdir(tmp_path)
+    assert composed("r1omni").data.train_batch_size == 4
+
+
+def test_a_recipe_builds_on_a_shipped_one_and_on_its_neighbour(tmp_path, monkeypatch):
+    write(tmp_path / "base.yaml", "defaults: [/recipe/r1omni_cpu, _self_]", "data: {seed: 7}")
+    write(tmp_path / "top.yaml", "defaults: [base, _self_]", "trainer: {n_gpus_per_node: 2}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("top.yaml", tmp_path / "top.yaml"):
+        config = composed(str(name))
+        assert (config.trainer.device, config.data.seed, config.trainer.n_gpus_per_node) == ("cpu", 7, 2)
+        assert config.ray_kwargs.ray_init.num_gpus == 2
+
+
+def test_overrides_on_the_command_line_win(tmp_path):
+    config = composed("r1omni", "actor_rollout_ref.rollout.n=4", "+ray_kwargs.ray_init.num_gpus=3")
+    assert config.actor_rollout_ref.rollout.n == 4
+    assert config.ray_kwargs.ray_init.num_gpus == 3
+    mine = write(tmp_path / "mine.yaml", "data: {train_batch_size: 4}")
+    assert composed(str(mine), "data.train_batch_size=2").data.train_batch_size == 2
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_recipe_names_the_file_and_the_shipped_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipes/r1omny.yaml", "r1omny", str(tmp_path / "gone.yaml")):
+        with pytest.raises(recipe.RecipeError) as error:
+            composed(name)
+        assert str(tmp_path / name) in str(error.value)
+        assert ", ".join(sorted(SHIPPED)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# @package _global_\ndata: {train_batch_size: 4\n", "cannot be read as YAML"),
+        ("# @package _global_\ndata:\n\ttrain_batch_size: 4\n", "cannot be read as YAML"),
+        ("# @package _global_\n- data\n", "must hold keys and values"),
+        ("# @package _global_\ndata: {seed: '${unclosed'}\n", "cannot be read as YAML"),
+        ("data: {train_batch_size: 4}\n", "must start with the line `# @package _global_`"),
+        ("", "must start with the line `# @package _global_`"),
+    ],
+)
+def test_a_broken_recipe_names_its_file(text, message, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(text)
+    with pytest.raises(recipe.RecipeError) as error:
+        composed(str(broken))
+    assert str(broken) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_text_names_itself(tmp_path):
+    picture = tmp_path / "picture.yaml"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(recipe.RecipeError, match=r"picture\.yaml cannot be read as YAML"):
+        composed(str(picture))
+
+
+# ---- the shipped recipes ---------------------------------------------------------------------------------------------
+
+
+def test_all_recipes_are_shipped():
+    assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in SHIPPED}
+
+
+@pytest.mark.parametrize("name", [name for name, config in SHIPPED.items() if config == GRPO])
+def test_verl_accepts_a_grpo_recipe(name):
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = composed(name)
+    assert need_reference_policy(config) and not need_critic(config)
+    validate_config(config=config, use_reference_policy=True, use_critic=False)  # as verl.trainer.main_ppo calls it
+    rollout = config.actor_rollout_ref.rollout
+    assert config.data.max_prompt_length + config.data.max_response_length <= rollout.max_model_len
+    assert config.data.train_batch_size * rollout.n % config.trainer.n_gpus_per_node == 0
+
+
+@pytest.mark.parametrize("name", [name for name, config in SHIPPED.items() if config == SFT])
+def test_verl_accepts_an_sft_recipe(name):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = composed(name, config=SFT)
+    assert config.data.train_batch_size % config.trainer.n_gpus_per_node == 0
+    for part in ("optim", "engine", "checkpoint"):  # as verl.trainer.sft_trainer reads them
+        omega_conf_to_dataclass(config[part])
+
+
+def test_r1omni_is_the_papers_grpo_stage():
+    config = composed("r1omni")
+    assert {key: OmegaConf.select(config, key) for key in METHOD} == METHOD
+    assert config.data.max_prompt_length >= 1280  # verl counts the 892 media tokens
+    rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
+    assert (config.trainer.n_gpus_per_node, config.trainer.nnodes) == (8, 1)
+    assert config.actor_rollout_ref.model.use_remove_padding and rollout.free_cache_engine and not rollout.enforce_eager
+    assert actor.strategy == config.actor_rollout_ref.ref.strategy == "fsdp2"
+
+
+def test_emer_sft_is_the_papers_cold_start():
+    config = composed("emer_sft", config=SFT)
+    assert {key: OmegaConf.select(config, key) for key in COLD_START} == COLD_START
+    labels_only = leaves(composed("mafw_dfew_sft", config=SFT))
+    changed = {key for key, value in leaves(config).items() if labels_only[key] != value}
+    assert changed == {"data.train_files", "trainer.experiment_name"}
+
+
+def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
+    gpu, cpu = leaves(composed("r1omni")), leaves(composed("r1omni_cpu"))
+    differing = {key for key in gpu.keys() | cpu.keys() if gpu.get(key) != cpu.get(key)}
+    assert differing - HARDWARE - PATHS - SCALE == set()
+    method = METHOD.keys() - SCALE
+    assert {key: cpu[key] for key in method} == {key: gpu[key] for key in method}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_key_of_a_recipe_is_one_that_verl_reads(name):
+    """verl ignores a misspelt key without a word."""
+    known = leaves(compose(SHIPPED[name]))
+    written = leaves(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
+    written.pop("defaults", None)  # Hydra's
+    unknown = {key for key in written.keys() - known.keys() - UNLISTED if not key.startswith(HANDED_ON)}
+    assert unknown == set()
+
+
+# ---- verl's command line ---------------------------------------------------------------------------------------------
+
+
+def verl_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_main_ppo_shows_a_recipe_composed(tmp_path):
+    write(tmp_path / "mine.yaml", "defaults: [/recipe/r1omni_cpu, _self_]", "data: {seed: 7}")
+    arguments = ("+recipe=mine.yaml", "trainer.logger=[file]", "--cfg", "job")
+    done = verl_command("verl.trainer.main_ppo", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout[done.stdout.index("actor_rollout_ref:") :])
+    assert (shown["data"]["seed"], shown["trainer"]["device"], shown["trainer"]["logger"]) == (7, "cpu", ["file"])
+    assert shown["reward"]["reward_manager"]["name"] == "accuracy_format"
+
+
+def test_sft_trainer_stops_at_a_missing_recipe(tmp_path):
+    done = verl_command("verl.trainer.sft_trainer", "+recipe=recipes/emer.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert f"no recipe 'recipes/emer.yaml': there is no file {tmp_path}/recipes/emer.yaml" in done.stderr
+    assert "emer_sft, emer_sft_cpu" in done.stderr
