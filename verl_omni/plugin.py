@@ -61,7 +61,7 @@ HOOKS = (
     ),
     Hook(
         "verl.experimental.reward_loop.reward_manager",
-        "verl_omni.rewards.manager:register",
+        "verl_omni.rewards:register_manager",
         "reward manager `accuracy_format`",
     ),
     Hook(

@@ -8,6 +8,7 @@ In any verl project, without anything else of this package::
 """
 
 import re
+from types import ModuleType
 from typing import Any
 
 # The whole completion; a trailing newline is already a miss, as in the original.
@@ -74,3 +75,8 @@ def compute_score(
         "format": form,
         "pred": extract_answer(solution_str),
     }
+
+
+def register_manager(reward_manager: ModuleType) -> None:
+    """Register ``accuracy_format`` with ``verl.experimental.reward_loop.reward_manager``: its module does so itself."""
+    import verl_omni.rewards.manager  # noqa: F401

@@ -8,22 +8,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 from verl import DataProto
-from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+from verl.experimental.reward_loop.reward_manager import NaiveRewardManager, register
 
 from verl_omni.rewards import compute_score, extract_answer
 
 
-def register(registry: ModuleType) -> None:
-    """Add ``accuracy_format`` to ``verl.experimental.reward_loop.reward_manager``."""
-    registry.register("accuracy_format")(AccuracyFormatRewardManager)
-
-
+@register("accuracy_format")
 class AccuracyFormatRewardManager(NaiveRewardManager):
     """Score a completion with ``verl_omni.rewards.compute_score``.
 

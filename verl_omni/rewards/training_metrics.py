@@ -16,9 +16,13 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
     @wraps(compute_metrics)
     def compute_metrics_with_parts(self, batch, metrics: dict, *args: Any, **kwargs: Any) -> None:
         compute_metrics(self, batch, metrics, *args, **kwargs)
-        fields = trainer_base.tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
-        ).pop("extra_fields").tolist()
+        fields = (
+            trainer_base.tq.kv_batch_get(
+                keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
+            )
+            .pop("extra_fields")
+            .tolist()
+        )
         rollouts = [field for field, tag in zip(fields, batch.tags, strict=True) if not tag.get("is_padding", False)]
         metrics.update(means_of_parts([rollout.get("reward_extra_info", {}) for rollout in rollouts]))
 

