@@ -105,6 +105,7 @@ def reward_metrics(model: str) -> dict[str, float]:
 def clips_on_transfer_queue(model: str) -> list[object]:
     """Eight rollouts of a prompt and a row of padding: how many copies of the clip lie there, and what comes back."""
     import asyncio
+    import uuid
 
     import ray
     from omegaconf import OmegaConf
@@ -115,7 +116,8 @@ def clips_on_transfer_queue(model: str) -> list[object]:
     if not ray.is_initialized():
         ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
         tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
-    clip, keys = {"pixel_values": torch.arange(24.0).view(1, 2, 3, 4)}, [f"uid_{rollout}_0" for rollout in range(9)]
+    clip, uid = {"pixel_values": torch.arange(24.0).view(1, 2, 3, 4)}, str(uuid.uuid4())
+    keys = [f"{uid}_{rollout}_0" for rollout in range(9)]
 
     async def put() -> None:
         rows = [{"input_ids": torch.tensor([rollout]), "multi_modal_inputs": dict(clip)} for rollout in range(8)]

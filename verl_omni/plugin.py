@@ -94,6 +94,12 @@ HOOKS = (
         "accuracy and format among the metrics of each step; verl has them at validation only",
         patch="verl-log-reward-parts.diff",
     ),
+    Hook(
+        "verl.utils.transferqueue_utils",
+        "verl_omni.shared_clips:store_clips_once",
+        "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",
+        patch="verl-clips-once.diff",
+    ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",

@@ -1,0 +1,105 @@
+"""One copy of a clip's model inputs per prompt on verl's TransferQueue, in place of one per rollout.
+
+A rollout's row holds a reference; the inputs lie in a partition of their own, under a key made of the prompt's uid and
+their content, for as long as the prompt's rollouts are there. They are part of TransferQueue's checkpoints like these.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+from tensordict import NonTensorStack, TensorDict
+
+from verl_omni.sharing import ContentCache, enabled
+
+FIELD, PARTITION, REFERENCE = "multi_modal_inputs", "clips", "stored_as"
+# In each trainer process; a full-size clip with sound has 6.3 MB.
+FETCHED = ContentCache(max_bytes=512 * 2**20)
+REMEMBERED = 4096  # of the keys that an agent-loop worker has stored
+
+
+class ClipInputs(dict):
+    """What the processor made of a prompt's media: name -> tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.values())
+
+
+def store_clips_once(utils: ModuleType) -> None:
+    """Let rollouts refer to their prompt's clip: when they are put, read and cleared.
+
+    Args:
+        utils: ``verl.utils.transferqueue_utils``.
+    """
+    if "put_rollouts" in vars(utils):  # upstream does it
+        return
+    tq, read = utils.tq, utils._async_meta_to_realdata
+    put, get, clear = tq.async_kv_batch_put, tq.async_kv_batch_get, tq.kv_clear
+    stored: OrderedDict[str, asyncio.Task] = OrderedDict()
+
+    async def store(uid: str, inputs: dict[str, torch.Tensor] | None) -> dict[str, Any] | None:
+        if not inputs:
+            return inputs
+        key = f"{uid}_{content_of(inputs)}"
+        if key not in stored:  # the prompt's other rollouts wait for this one, or fail with it
+            row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
+            stored[key] = asyncio.ensure_future(
+                put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
+            )
+            if len(stored) > REMEMBERED:
+                stored.popitem(last=False)
+        await stored[key]
+        return {REFERENCE: key}
+
+    @wraps(put)
+    async def put_rollouts(keys: list[str], partition_id: str, fields: TensorDict | None = None, **kwargs: Any) -> Any:
+        if enabled() and fields is not None and FIELD in fields.keys():  # noqa: SIM118  (TensorDict has no `in`)
+            rows = zip(keys, fields.get(FIELD).tolist(), strict=True)
+            fields[FIELD] = NonTensorStack(*[await store(uid_of(key), inputs) for key, inputs in rows])
+        return await put(keys=keys, partition_id=partition_id, fields=fields, **kwargs)
+
+    async def read_with_clips(meta: Any) -> TensorDict:
+        batch = await read(meta)
+        if FIELD in batch.keys():  # noqa: SIM118
+            rows = [await resolve(inputs) for inputs in batch.get(FIELD).tolist()]
+            batch[FIELD] = NonTensorStack(*rows)
+        return batch
+
+    async def resolve(inputs: dict[str, Any] | None) -> dict[str, torch.Tensor] | None:
+        if not inputs or REFERENCE not in inputs:
+            return inputs
+        key = inputs[REFERENCE]
+        if key in FETCHED:
+            return FETCHED[key]
+        row = await get(keys=[key], partition_id=PARTITION)
+        clip = ClipInputs(row.get(FIELD).tolist()[0])
+        return FETCHED.get(key, lambda: clip)
+
+    @wraps(clear)
+    def clear_with_clips(keys: list[str] | str, partition_id: str) -> None:
+        clear(keys=keys, partition_id=partition_id)
+        # A prompt's own key is its uid alone; it goes before its rollouts are used.
+        uids = {uid_of(key) for key in ([keys] if isinstance(keys, str) else keys) if "_" in key}
+        clips = [key for key in (tq.kv_list(PARTITION) or {}).get(PARTITION, {}) if uid_of(key) in uids] if uids else []
+        if clips:
+            clear(keys=clips, partition_id=PARTITION)
+
+    tq.async_kv_batch_put, tq.kv_clear, utils._async_meta_to_realdata = put_rollouts, clear_with_clips, read_with_clips
+
+
+def uid_of(key: str) -> str:
+    """The prompt's uid in a rollout's key ``{uid}_{session}_{index}`` or in a clip's."""
+    return key.partition("_")[0]
+
+
+def content_of(inputs: dict[str, torch.Tensor] | None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted((inputs or {}).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
