@@ -94,8 +94,9 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def test_two_ranks_have_the_first_loss_of_one_and_float32_rollouts_match_the_actor(study):
+def test_two_ranks_have_the_first_loss_of_one_and_float32_rollouts_match_the_actor(study, monkeypatch):
     """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
     shared = (
         *(*FLOAT32, "trainer.total_training_steps=2", "trainer.experiment_name=ranks"),
         # A random model earns no reward of ours, and with equal rewards GRPO has no gradient.
