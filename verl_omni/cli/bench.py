@@ -30,9 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from verl_omni import benchmark
 
-    threads = torch.get_num_threads()
+    console = Console()
     results: dict[str, Figures] = {}
-    with tempfile.TemporaryDirectory() as folder:
+
+    def keep(section: str, figures: Figures) -> None:
+        """Show a section and write all so far: the last one takes minutes."""
+        results[section] = figures
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        console.print(table({section: figures}))
+
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, console.status("measuring"):
         processor = benchmark.load_processor(Path(folder) / "model")
         torch.set_num_threads(1)  # per core
         clips = {
@@ -41,16 +50,13 @@ def run(args: argparse.Namespace) -> int:
         for name, clip in clips.items():
             figures = benchmark.measure_clip(clip, processor)
             sums = {which: sum(figure[which] for figure in figures.values()) for which in ("plain", "now")}
-            results[f"a clip of {name}, one core"] = {**figures, "clip to model inputs, ms": sums}
+            keep(f"a clip of {name}, one core", {**figures, "clip to model inputs, ms": sums})
         for name, clip in clips.items():
-            results[f"a prompt of {benchmark.ROLLOUTS} rollouts, {name}"] = benchmark.measure_prompt(clip, processor)
-        results["host memory, 240p"] = benchmark.measure_memory(clips["240p"])
+            keep(f"a prompt of {benchmark.ROLLOUTS} rollouts, {name}", benchmark.measure_prompt(clip, processor))
+        keep("host memory, 240p", benchmark.measure_memory(clips["240p"]))
         torch.set_num_threads(threads)
-    figures, conditions = benchmark.measure_step()
-    results[f"a prompt of {benchmark.ROLLOUTS} rollouts, HumanOmni-0.5B, random weights ({conditions})"] = figures
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
-    Console().print(table(results))
+        figures, conditions = benchmark.measure_step()
+        keep(f"a prompt of {benchmark.ROLLOUTS} rollouts, HumanOmni-0.5B, random weights ({conditions})", figures)
     print(f"written to {args.out}")
     return 0
 
