@@ -88,12 +88,16 @@ def forget_fingerprint(tower: nn.Module, *_: object) -> None:
 
 
 def weights_fingerprint(tower: nn.Module) -> Hashable:
-    """Of a frozen tower's parameters, computed once after they were loaded."""
+    """Of a frozen tower's parameters, computed once after they were loaded; a copy of the tower computes its own.
+
+    Weights changed in place by other means than ``load_state_dict`` need ``forget_fingerprint``.
+    """
     weight = next(tower.parameters())
-    if tower.content is None or tower.content[0] != weight.dtype:
+    owner = (id(tower), weight.dtype)
+    if tower.content is None or tower.content[0] != owner:
         parameters = [p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters()]
-        tower.content = (weight.dtype, *(fingerprint(p.detach()) for p in parameters))
-    return tower.content
+        tower.content = (owner, (weight.dtype, *(fingerprint(p.detach()) for p in parameters)))
+    return tower.content[1]
 
 
 def distinct(keys: list[Hashable]) -> tuple[list[int], list[int]]:
