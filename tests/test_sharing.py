@@ -204,12 +204,22 @@ def test_actor_and_reference_share_the_towers_outputs(model, converted, encoded)
     assert encoded == {"encode_video": 2, "encode_audio": 2}
 
 
-@torch.no_grad()
-def test_other_tower_weights_give_other_features(converted, encoded):
-    batch, model = rollouts(converted, PROMPTS[0]), AutoModelForCausalLM.from_pretrained(converted)
-    before = model(**batch).logits
+def load(model):
     state = {name: tensor * 1.1 if "vision_tower" in name else tensor for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
+
+
+def scale_in_place(model):
+    for parameter in model.model.vision_tower.parameters():
+        parameter.mul_(1.1)
+
+
+@pytest.mark.parametrize("change", [load, scale_in_place])
+@torch.no_grad()
+def test_other_tower_weights_give_other_features(change, converted, encoded):
+    batch, model = rollouts(converted, PROMPTS[0]), AutoModelForCausalLM.from_pretrained(converted)
+    before = model(**batch).logits
+    change(model)
     after = model(**batch).logits
     assert encoded == {"encode_video": 2, "encode_audio": 1}
     TOWER_OUTPUTS.clear()

@@ -35,7 +35,7 @@ class SharedTowers(HumanOmniTowers):
         self, pixel_values: torch.Tensor, bert_input_ids: torch.Tensor, bert_attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """See ``HumanOmniTowers``."""
-        if not enabled():
+        if not enabled() or pixel_values.is_meta:
             return super().get_video_features(pixel_values, bert_input_ids, bert_attention_mask)
         clips = fingerprints(pixel_values)
         questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
@@ -48,7 +48,7 @@ class SharedTowers(HumanOmniTowers):
 
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
         """See ``HumanOmniTowers``."""
-        if not enabled():
+        if not enabled() or input_features.is_meta:
             return super().get_audio_features(input_features)
         clips = fingerprints(input_features)
         first, inverse = distinct(clips)
@@ -88,15 +88,14 @@ def forget_fingerprint(tower: nn.Module, *_: object) -> None:
 
 
 def weights_fingerprint(tower: nn.Module) -> Hashable:
-    """Of a frozen tower's parameters, computed once after they were loaded; a copy of the tower computes its own.
+    """Of a frozen tower's parameters, computed when they were loaded or changed; a copy of the tower computes its own.
 
-    Weights changed in place by other means than ``load_state_dict`` need ``forget_fingerprint``.
+    Weights written through ``.data``, which autograd does not count as a change, need ``forget_fingerprint``.
     """
-    weight = next(tower.parameters())
-    owner = (id(tower), weight.dtype)
-    if tower.content is None or tower.content[0] != owner:
-        parameters = [p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters()]
-        tower.content = (owner, (weight.dtype, *(fingerprint(p.detach()) for p in parameters)))
+    parameters = [p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters()]
+    state = (id(tower), parameters[0].dtype, sum(0 if p.is_inference() else p._version for p in parameters))
+    if tower.content is None or tower.content[0] != state:
+        tower.content = (state, (parameters[0].dtype, *(fingerprint(p.detach()) for p in parameters)))
     return tower.content[1]
 
 
