@@ -187,6 +187,23 @@ def reference_engine(model: str) -> list[object]:
         torch.distributed.destroy_process_group()
 
 
+@probe("verl-log-probs-by-chunks.diff")
+def log_probs_of_packed_logits(model: str) -> list[object]:
+    """How many softmaxes 100 tokens take, in two precisions, and whether the log-probabilities are right."""
+    from verl.utils.torch_functional import logprobs_from_logits
+
+    logits, labels = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 16
+    expected = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    found = []
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.05)):
+        with torch.profiler.profile() as profile:
+            log_probs = logprobs_from_logits(logits.to(dtype), labels)
+        counts = {event.key: event.count for event in profile.key_averages()}
+        found += [counts.get("aten::amax", 0) + counts.get("aten::_log_softmax", 0)]
+        found += [torch.allclose(log_probs.float(), expected, atol=tolerance)]
+    return found
+
+
 @probe("vllm-cpu-keep-weights.diff")
 def updated_linear(model: str) -> list[object]:
     """A linear layer's weight after it is packed, and whether an update of it reaches the output."""

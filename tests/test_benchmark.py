@@ -6,17 +6,19 @@ from conftest import CASES
 
 pytest.importorskip("verl")
 
-from verl_omni import benchmark
+from verl_omni.benchmark import clip as clips
+from verl_omni.benchmark import memory, prompt
 from verl_omni.cli.bench import verdict
+from verl_omni.models.humanomni.tiny import build_tiny
 
 
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
-    return benchmark.load_processor(tmp_path_factory.mktemp("model"))
+    return clips.load_processor(build_tiny(tmp_path_factory.mktemp("model")))
 
 
 def test_a_prompts_clip_is_decoded_processed_and_moved_once(processor):
-    figures = benchmark.measure_prompt(CASES["landscape"], processor)
+    figures = prompt.measure_prompt(CASES["landscape"], processor)
     assert figures["decodes a prompt"] == {"plain": 8, "now": 1}
     assert figures["runs over a prompt's media"] == {"plain": 24, "now": 1}
     moved = figures["MB through TransferQueue a rollout"]
@@ -26,14 +28,14 @@ def test_a_prompts_clip_is_decoded_processed_and_moved_once(processor):
 
 def test_the_originals_way_gives_the_same_pixels_and_mel(processor):
     torch.set_num_threads(1)
-    assert set(benchmark.measure_clip(CASES["landscape"], processor)) == {
+    assert set(clips.measure_clip(CASES["landscape"], processor)) == {
         "decode, ms", "frames to pixels, ms", "sound to mel, ms"
     }  # fmt: skip
 
 
 def test_host_memory_stays_flat(processor, tmp_path):
-    clip = benchmark.write_clip(tmp_path / "clip.mp4", 64, 48)
-    growth = benchmark.measure_memory(clip, decodes=200)["memory over 200 decodes, MiB"]
+    clip = clips.write_clip(tmp_path / "clip.mp4", 64, 48)
+    growth = memory.measure_decodes(clip, decodes=200)["memory over 200 decodes, MiB"]
     assert growth["now"] < 30  # the cache is not full yet: 74 KB a clip
 
 

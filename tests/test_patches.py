@@ -148,6 +148,7 @@ def test_behaviours_are_the_wanted_ones(behaviours):
         "verl-clips-once.diff": [1, True, 0],  # copies on TransferQueue, equal data, rows left
         "verl-cpu-process-group.diff": [own_process, [None, "cpu:gloo"]],
         "verl-cpu-fsdp2.diff": ["FSDPEngineWithLMHead", 304, False],
+        "verl-log-probs-by-chunks.diff": [1, True, 1, True],
         "vllm-cpu-keep-weights.diff": [[64, 32], True],
         "vllm-placeholders-without-media.diff": ["accepted", "refused", "refused"],
         "without VLLM_CPU_KEEP_WEIGHTS": behaviours["released"]["plain"]["vllm-cpu-keep-weights.diff"],

@@ -64,6 +64,8 @@ SCALE = {  # of a model of a million parameters with short answers, and of a cor
     "trainer.total_epochs",
     "trainer.save_freq",
     "trainer.test_freq",
+    "trainer.v1.sampler.custom_sampler.path",  # steps of seconds
+    "trainer.v1.sampler.custom_sampler.name",
 }
 HARDWARE = {
     "data.dataloader_num_workers",

@@ -126,6 +126,12 @@ HOOKS = (
         patch="verl-cpu-fsdp2.diff",
     ),
     Hook(
+        "verl.utils.torch_functional",
+        "verl_omni.platforms.cpu:take_log_probs_of_many_tokens",
+        "without flash-attn, verl takes the log-probabilities of packed logits token by token",
+        patch="verl-log-probs-by-chunks.diff",
+    ),
+    Hook(
         "verl.workers.rollout.vllm_rollout.utils",
         "verl_omni.platforms.cpu:keep_linear_weights",
         "vLLM frees linear weights after repacking them for a CPU, and load_weights then has no target",

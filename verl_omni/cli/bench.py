@@ -5,9 +5,10 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
+
+from verl_omni.benchmark import Figures
 
 # figure -> (target for plain / now, or for now alone)
 TARGETS = {
@@ -15,12 +16,14 @@ TARGETS = {
     "decodes a prompt": ("most", 1),
     "runs over a prompt's media": ("most", 1),
     "MB through TransferQueue a rollout": ("ratio", 8),
+    "processor runs a prompt": ("most", 1),
+    "encoder passes a prompt": ("most", 1),
     "memory over 1000 decodes, MiB": ("most", 50),
+    "memory over 200 training steps, MiB": ("most", 50),
+    "a GRPO step, s": ("ratio", 2),
     "tower passes a clip and step": ("most", 1),
     "log-prob + reference + update, s": ("ratio", 3),
 }
-
-Figures = dict[str, dict[str, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,35 +31,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from verl_omni import benchmark
+    import torch
 
-    console = Console()
+    from verl_omni.benchmark import ROLLOUTS, clip, memory, prompt, trainer, training
+    from verl_omni.models.humanomni.tiny import build_tiny
+
     results: dict[str, Figures] = {}
 
     def keep(section: str, figures: Figures) -> None:
-        """Show a section and write all so far: the last one takes minutes."""
+        """Show a section and write all so far: the last ones take minutes."""
         results[section] = figures
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
-        console.print(table({section: figures}))
+        Console().print(table({section: figures}))
 
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, console.status("measuring"):
-        processor = benchmark.load_processor(Path(folder) / "model")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = build_tiny(folder / "model")
+        processor = clip.load_processor(model)
+        clips = {size: clip.write_clip(folder / f"{size}.mp4", *shape) for size, shape in clip.SIZES.items()}
         torch.set_num_threads(1)  # per core
-        clips = {
-            name: benchmark.write_clip(Path(folder) / f"{name}.mp4", *size) for name, size in benchmark.SIZES.items()
-        }
-        for name, clip in clips.items():
-            figures = benchmark.measure_clip(clip, processor)
+        for size, path in clips.items():
+            figures = clip.measure_clip(path, processor)
             sums = {which: sum(figure[which] for figure in figures.values()) for which in ("plain", "now")}
-            keep(f"a clip of {name}, one core", {**figures, "clip to model inputs, ms": sums})
-        for name, clip in clips.items():
-            keep(f"a prompt of {benchmark.ROLLOUTS} rollouts, {name}", benchmark.measure_prompt(clip, processor))
-        keep("host memory, 240p", benchmark.measure_memory(clips["240p"]))
+            keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
+        for size, path in clips.items():
+            keep(f"a prompt of {ROLLOUTS} rollouts, {size}", prompt.measure_prompt(path, processor))
+        keep(f"a prompt of {ROLLOUTS} rollouts in vLLM", prompt.measure_vllm(clips["240p"], model))
+        decodes, steps = memory.measure_decodes(clips["240p"]), memory.measure_training(model)
+        keep("growth of host memory", decodes | steps)
         torch.set_num_threads(threads)
-        figures, conditions = benchmark.measure_step()
-        keep(f"a prompt of {benchmark.ROLLOUTS} rollouts, HumanOmni-0.5B, random weights ({conditions})", figures)
+        keep("the demo's GRPO, medians by verl's timings", trainer.measure_grpo(folder, model))
+        for language_model in (False, True):
+            keep(*training.measure_step(language_model))
     print(f"written to {args.out}")
     return 0
 

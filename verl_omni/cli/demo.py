@@ -7,17 +7,16 @@ last checkpoint.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from verl_omni.stages import StageError, execute, steps_in
 
 MODELS = {  # name in the table and the report -> recipe that trains it; None: as it comes
     "HumanOmni-base": None,
@@ -25,10 +24,6 @@ MODELS = {  # name in the table and the report -> recipe that trains it; None: a
     "MAFW-DFEW-SFT": "mafw_dfew_sft_cpu",
     "R1-Omni": "r1omni_cpu",
 }
-
-
-class StageError(RuntimeError):
-    """A command of the demo failed; the message ends with the end of its log."""
 
 
 @dataclass
@@ -128,41 +123,6 @@ class Demo:
 
 def lines_of(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
-
-
-def steps_in(metrics: Path) -> Callable[[], int]:
-    """A function that reads the last training step from verl's metrics file."""
-
-    def last_step() -> int:
-        lines = metrics.read_bytes().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith(b"\n")]
-        return json.loads(complete[-1])["step"] if complete else 0
-
-    return last_step
-
-
-def execute(name: str, command: list[str], log: Path, environment: dict, done: Callable[[], int] | None) -> None:
-    """Run `python command`, its output in `log`, with a line of progress that counts what `done` returns."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:26}"), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
-    with log.open("wb") as output, Progress(*columns) as progress:
-        task = progress.add_task(name, total=None, count="starting")
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
-        try:
-            while process.poll() is None:
-                if done and (count := done()):
-                    progress.update(task, count=f"{count} done")
-                time.sleep(0.5)
-        except BaseException:  # Ctrl-C: the trainer must not run on without us
-            process.terminate()
-            process.wait()
-            raise
-        progress.update(task, count=f"{done()} done" if done else "done")
-    if process.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise StageError(f"{name}: exit status {process.returncode}; the end of {log}:\n{tail}")
 
 
 def scores_of(out: Path) -> Iterator[tuple[str, dict[str, dict]]]:

@@ -1,0 +1,105 @@
+"""Time to turn one clip into model inputs on one core."""
+
+import statistics
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import torch
+from transformers import AutoProcessor, WhisperFeatureExtractor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+import verl_omni.models  # noqa: F401
+from verl_omni.media import frame_indices, read_audio, read_video
+from verl_omni.models.humanomni.processing import HumanOmniProcessor
+
+from . import Figures
+
+SECONDS, FPS, SAMPLING_RATE = 4, 25, 44100  # of a generated clip
+SIZES = {"240p": (426, 240), "720p": (1280, 720)}
+
+
+def median_ms(function: Callable[[], object], repeats: int = 7) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000
+
+
+def write_clip(path: Path, width: int, height: int) -> Path:
+    """Write a moving pattern and a tone as mp4: H.264 at x264's defaults, AAC."""
+    y, x = np.mgrid[:height, :width]
+    with av.open(str(path), "w") as clip:
+        video, audio = clip.add_stream("libx264", rate=FPS), clip.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        for i in range(SECONDS * FPS):
+            image = np.stack([x + 3 * i, 2 * y + i, x * y // 50 + i], axis=-1).astype(np.uint8)
+            clip.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        tone = 0.3 * np.sin(0.05 * np.arange(SECONDS * SAMPLING_RATE, dtype=np.float32))
+        sound = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        sound.sample_rate, sound.pts, sound.time_base = SAMPLING_RATE, 0, Fraction(1, SAMPLING_RATE)
+        clip.mux(audio.encode(sound))
+        for stream in (video, audio):
+            clip.mux(stream.encode(None))
+    return path
+
+
+def original_frames(frames: np.ndarray, image_processor: SiglipImageProcessorPil) -> torch.Tensor:
+    """R1-Omni's way: pad each frame to a square, then the slow SigLIP processor."""
+    height, width = frames.shape[1:3]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    squares = np.full((len(frames), side, side, 3), 127, np.uint8)
+    squares[:, top : top + height, left : left + width] = frames
+    inputs = image_processor(list(squares), input_data_format="channels_last", return_tensors="pt")
+    return inputs["pixel_values"]
+
+
+def load_processor(model: Path) -> HumanOmniProcessor:
+    """The processor of ``model`` with SigLIP's 224 px and the 128 mel bins of Whisper-large-v3."""
+    processor = AutoProcessor.from_pretrained(model)
+    image_processor = SiglipImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return HumanOmniProcessor(
+        image_processor, WhisperFeatureExtractor(feature_size=128), processor.tokenizer, processor.bert_tokenizer
+    )
+
+
+def measure_clip(clip: Path, processor: HumanOmniProcessor) -> Figures:
+    """Milliseconds for one clip on one core, the original's way and now; the numbers that come out are the same."""
+    frames, wave = read_video(clip), read_audio(clip)
+    image_processor, extractor = processor.image_processor, processor.feature_extractor
+
+    def original_decode() -> None:
+        reader = decord.VideoReader(str(clip), num_threads=1)
+        reader.get_batch(frame_indices(len(reader), 8)).asnumpy()
+        decord.AudioReader(str(clip), sample_rate=16000, mono=True)[:].asnumpy()
+
+    def original_mel() -> torch.Tensor:
+        padded = np.zeros(extractor.n_samples, np.float32)
+        padded[: len(wave)] = wave[: extractor.n_samples]
+        return torch.from_numpy(extractor._np_extract_fbank_features(padded[None], "cpu"))
+
+    pixels = processor.process_frames(frames)
+    assert torch.equal(pixels, original_frames(frames, image_processor))
+    torch.testing.assert_close(processor.process_wave(wave, 16000), original_mel().float(), atol=1e-4, rtol=0)
+    return {
+        "decode, ms": {
+            "plain": median_ms(original_decode),
+            "now": median_ms(lambda: (read_video(clip), read_audio(clip))),
+        },
+        "frames to pixels, ms": {
+            "plain": median_ms(lambda: original_frames(frames, image_processor)),
+            "now": median_ms(lambda: processor.process_frames(frames)),
+        },
+        "sound to mel, ms": {
+            "plain": median_ms(original_mel),
+            "now": median_ms(lambda: processor.process_wave(wave, 16000)),
+        },
+    }

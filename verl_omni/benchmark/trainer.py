@@ -1,0 +1,52 @@
+"""verl's trainer on the demo, by its own timings."""
+
+import json
+import statistics
+from pathlib import Path
+
+from verl_omni.data.demo import build_demo
+from verl_omni.stages import execute, steps_in
+
+from . import Figures
+from .memory import PeakMemory
+
+GRPO_FIGURES = {  # verl's metric -> figure
+    "timing_s/step": "a GRPO step, s",
+    "timing_s/gen": "of which rollouts, s",
+    "timing_s/old_log_prob": "of which log-prob, s",
+    "timing_s/ref": "of which reference, s",
+    "timing_s/update_actor": "of which update, s",
+    "perf/throughput": "tokens a second",
+}
+
+
+def measure_grpo(folder: Path, model: Path, steps: int = 8) -> Figures:
+    """The demo's GRPO, by verl's own timings: medians over its steps but the first two, and peak host memory.
+
+    Args:
+        folder: gets the demo corpus and the logs.
+        model: the demo's untrained one; its answers have the greatest length.
+        steps: of 128 rollouts each.
+    """
+
+    data = build_demo(folder / "data")
+    results: Figures = {}
+    for which in ("plain", "now"):
+        metrics = folder / f"{which}.jsonl"
+        metrics.touch()
+        command = [
+            *("-m", "verl.trainer.main_ppo", "+recipe=r1omni_cpu", f"actor_rollout_ref.model.path={model}"),
+            *(f"data.train_files=[{data['train']}]", f"data.val_files=[{data['test']}]"),
+            *("trainer.test_freq=-1", "trainer.save_freq=-1", "trainer.val_before_train=false"),
+            *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder / which}"),
+        ]
+        environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "VERL_OMNI_SHARING": "0" if which == "plain" else "1"}
+        memory = PeakMemory()
+        memory.start()
+        execute(f"{steps} GRPO steps, {which}", command, folder / f"{which}.log", environment, steps_in(metrics))
+        peak = memory.stop()
+        records = [json.loads(line)["data"] for line in metrics.read_text().splitlines()][2:]
+        for metric, name in GRPO_FIGURES.items():
+            results.setdefault(name, {})[which] = statistics.median(record[metric] for record in records)
+        results.setdefault("peak host memory of the run, GB", {})[which] = peak
+    return results
