@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from verl_omni import recipe
+from verl_omni.data.demo import build_demo
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GRPO, SFT = "ppo_trainer", "sft_trainer_engine"  # configurations of verl.trainer.main_ppo and .sft_trainer
@@ -271,6 +273,14 @@ def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
     assert differing - HARDWARE - PATHS - SCALE == set()
     method = METHOD.keys() - SCALE
     assert {key: cpu[key] for key in method} == {key: gpu[key] for key in method}
+
+
+def test_r1omni_cpu_starts_from_what_emer_sft_cpu_writes():
+    cold_start, grpo = composed("emer_sft_cpu", config=SFT), composed("r1omni_cpu")
+    clips = signature(build_demo).parameters["n_sft"].default
+    last_step = clips // cold_start.data.train_batch_size * cold_start.trainer.total_epochs
+    expected = f"{cold_start.trainer.default_local_dir}/global_step_{last_step}/huggingface"
+    assert grpo.actor_rollout_ref.model.path == expected
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--original-json", action="store_true", help="also write each split in the original R1-Omni's JSON format"
     )
-    parser.add_argument("--seed", type=int, default=0, help="demo: seed of the corpus (default 0)")
+    parser.add_argument("--model", type=Path, help="demo: folder for a tiny random HumanOmni that fits the corpus")
+    parser.add_argument("--seed", type=int, default=0, help="demo: seed of the corpus and the model (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         from verl_omni.data.demo import build_demo
 
         build_demo(args.out, seed=args.seed)
+        if args.model:
+            from verl_omni.models.humanomni.tiny import build_tiny
+
+            build_tiny(args.model, seed=args.seed)
         return 0
     try:
         listing = read_corpus(args)
