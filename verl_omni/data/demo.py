@@ -38,7 +38,7 @@ PITCHES = {"high": ((900, 1200), (1500, 2200)), "low": ((260, 340), (110, 170))}
 
 
 def build_demo(
-    out_dir: str | Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 64
+    out_dir: str | Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 128
 ) -> dict[str, Path]:
     """Write clips and rows; the same seed writes the same bytes.
 

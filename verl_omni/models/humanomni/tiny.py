@@ -26,6 +26,7 @@ THOUGHTS = (
     "The person looks {label} and sounds {label}.",
     "I see a dark face and hear a low voice: {label}.",
 )
+AUDIO_GAIN = 3.0
 VOCAB_SIZE, BERT_LENGTH, IMAGE_SIZE, PATCH_SIZE, SECONDS = 640, 128, 32, 8, 2
 
 
@@ -105,6 +106,9 @@ def spread_weights(model: HumanOmniQwen2ForCausalLM) -> None:
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    # A log-mel is small, and Whisper adds positions to what its convolutions make of it: they must not drown it.
+    for convolution in (model.model.audio_tower.encoder.conv1, model.model.audio_tower.encoder.conv2):
+        convolution.weight.mul_(AUDIO_GAIN)
 
 
 def corpus() -> list[str]:
