@@ -154,10 +154,11 @@ def register_platform(platform_manager: ModuleType) -> None:
         def cudart(self) -> None:
             return None
 
-    if is_cpu_only():
-        # verl copies its Ray environment into every worker; two processes on two cores must not
-        # start as many threads as there are cores each.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if is_cpu_only() and "OMP_NUM_THREADS" not in os.environ:
+        # Processes that start as many threads as there are cores each, and wait for them in a loop, take many times as
+        # long as soon as one more runs. verl copies its Ray environment into every worker.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 def register_engine(transformer_impl: ModuleType) -> None:
