@@ -288,7 +288,8 @@ def test_every_key_of_a_recipe_is_one_that_verl_reads(name):
     """verl ignores a misspelt key without a word."""
     known = leaves(compose(SHIPPED[name]))
     written = leaves(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
-    written.pop("defaults", None)  # Hydra's
+    written.pop("defaults", None)  # Hydra's, as the next
+    written = {key: value for key, value in written.items() if not key.startswith("hydra.callbacks.")}
     unknown = {key for key in written.keys() - known.keys() - UNLISTED if not key.startswith(HANDED_ON)}
     assert unknown == set()
 
@@ -316,3 +317,31 @@ def test_sft_trainer_stops_at_a_missing_recipe(tmp_path):
     assert done.returncode != 0
     assert f"no recipe 'recipes/emer.yaml': there is no file {tmp_path}/recipes/emer.yaml" in done.stderr
     assert "emer_sft, emer_sft_cpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "key"),
+    [
+        ("verl.trainer.main_ppo", "r1omni_cpu", "actor_rollout_ref.model.path"),
+        ("verl.trainer.sft_trainer", "emer_sft_cpu", "model.path"),
+    ],
+)
+def test_missing_files_end_the_command_with_where_to_get_them(module, name, key, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    rows.touch()
+    done = verl_command(module, f"+recipe={name}", f"data.train_files=[{rows}]", cwd=tmp_path)
+    assert done.returncode != 0
+    assert f"not there, seen from {tmp_path}:\n{key}: outputs/demo/" in done.stderr
+    assert "`make demo` makes these" in done.stderr
+    assert str(rows) not in done.stderr and "Started a local Ray instance" not in done.stderr
+
+
+def test_a_model_on_the_hub_is_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create(
+        {"model": {"path": "some/model"}, "data": {"train_files": "hdfs://rows", "val_files": None}}
+    )
+    recipe.CheckPaths("remedy").on_job_start(config)
+    config.data.train_files = ["rows.parquet"]
+    with pytest.raises(SystemExit, match=r"data\.train_files: rows\.parquet\nremedy; or name others"):
+        recipe.CheckPaths("remedy").on_job_start(config)

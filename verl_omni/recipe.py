@@ -4,6 +4,7 @@ Hydra takes `+recipe=…` as a choice in a config group `recipe`; the source bel
 defaults lists, interpolation, `--cfg job` and command-line overrides work on a recipe as on any Hydra config.
 """
 
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
+from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -87,6 +89,40 @@ class RecipeSource(ConfigSource):
 class RecipeSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="verl_omni", path="recipe://")
+
+
+INPUTS = ("model.path", "actor_rollout_ref.model.path", "data.train_files", "data.val_files")
+
+
+class CheckPaths(Callback):
+    """Hydra callback that ends the command before Ray starts if a model or rows file is not there.
+
+    A recipe names it under `hydra.callbacks`. A model path with a single slash may be a name on the hub, and one with a
+    scheme (`hdfs://`) is verl's to fetch; neither is looked for.
+
+    Args:
+        remedy: how a user of the recipe gets these files.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
+
+    def on_job_start(self, config: DictConfig, **_: object) -> None:
+        missing = [f"{key}: {path}" for key in INPUTS for path in _paths(config, key) if not Path(path).exists()]
+        if missing:  # Hydra turns any other exception of a callback into a warning
+            raise SystemExit(
+                "\n".join(
+                    [f"not there, seen from {os.getcwd()}:", *missing, f"{self.remedy}; or name others: KEY=PATH"]
+                )
+            )
+
+
+def _paths(config: DictConfig, key: str) -> list[str]:
+    value = OmegaConf.select(config, key)
+    paths = [value] if isinstance(value, str) else list(value or [])
+    if key.endswith("model.path"):
+        paths = [path for path in paths if path.count("/") != 1]
+    return [os.path.expanduser(path) for path in paths if "://" not in path]
 
 
 def register(hydra_main: ModuleType) -> None:

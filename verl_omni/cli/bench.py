@@ -58,13 +58,14 @@ def run(args: argparse.Namespace) -> int:
             keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
         for size, path in clips.items():
             keep(f"a prompt of {ROLLOUTS} rollouts, {size}", prompt.measure_prompt(path, processor))
-        keep(f"a prompt of {ROLLOUTS} rollouts in vLLM", prompt.measure_vllm(clips["240p"], model))
         decodes, steps = memory.measure_decodes(clips["240p"]), memory.measure_training(model)
         keep("growth of host memory", decodes | steps)
         torch.set_num_threads(threads)
         keep("the demo's GRPO, medians by verl's timings", trainer.measure_grpo(folder, model))
         for language_model in (False, True):
             keep(*training.measure_step(language_model))
+        # Last: vLLM ties this process' threads to a core.
+        keep(f"a prompt of {ROLLOUTS} rollouts in vLLM", prompt.measure_vllm(clips["240p"], model))
     print(f"written to {args.out}")
     return 0
 
