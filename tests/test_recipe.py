@@ -277,8 +277,8 @@ def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
 
 def test_r1omni_cpu_starts_from_what_emer_sft_cpu_writes():
     cold_start, grpo = composed("emer_sft_cpu", config=SFT), composed("r1omni_cpu")
-    clips = signature(build_demo).parameters["n_sft"].default
-    last_step = clips // cold_start.data.train_batch_size * cold_start.trainer.total_epochs
+    rows = 2 * signature(build_demo).parameters["n_sft"].default
+    last_step = rows // cold_start.data.train_batch_size * cold_start.trainer.total_epochs
     expected = f"{cold_start.trainer.default_local_dir}/global_step_{last_step}/huggingface"
     assert grpo.actor_rollout_ref.model.path == expected
 

@@ -20,7 +20,7 @@ GRPO_FIGURES = {  # verl's metric -> figure
 }
 
 
-def measure_grpo(folder: Path, model: Path, steps: int = 8) -> Figures:
+def measure_grpo(folder: Path, model: Path, steps: int = 6) -> Figures:
     """The demo's GRPO, by verl's own timings: medians over its steps but the first two, and peak host memory.
 
     Args:

@@ -3,9 +3,9 @@
 A face is bright and smiles, or is dark and frowns; a voice is high and rises, or is low and falls. The four
 combinations are the four labels, equally many, so that the best guess from one sense alone is right half of the time.
 
-The cold start's answers say what is seen and heard, but conclude from the face alone: of the two labels that fit it,
-one is drawn, whatever the voice. So a perfect cold start names half of the labels right, and what GRPO adds is to
-weigh the voice as well, learnt from the reward.
+The cold start's answers say what is seen and heard, but conclude from the face alone: each clip is there twice, with
+either label that fits the face. So a perfect cold start names half of the labels right and is sure of none, and what
+GRPO adds is to weigh the voice as well, learnt from the reward.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def build_demo(
         out_dir: gets ``clips/`` and one rows file per split.
         n_train: clips for GRPO, with labels.
         n_test: held-out clips, for evaluation.
-        n_sft: clips for the cold start, with answers that name what is seen and heard and conclude from the face.
+        n_sft: clips for the cold start, each with two answers that name what is there and conclude from the face.
 
     Returns:
         The rows files: ``sft``, ``train`` and ``test``, and ``train_sft``, the training clips with bare labels.
@@ -80,23 +80,32 @@ def _rows(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, p
         sight, sound = states[index % len(states)]
         path = out_dir / "clips" / split / f"{index:04d}.mp4"
         write_clip(path, draw_face(rng, sight), make_voice(rng, sound))
-        yield _row(split, index, path, sight, sound, thought=THOUGHTS[rng.integers(len(THOUGHTS))])
+        thought = THOUGHTS[rng.integers(len(THOUGHTS))]
+        if split == "sft":
+            concluded = [label for (seen, _), label in LABEL_OF.items() if seen == sight]
+            yield from (_sft_row(index, path, thought.format(sight=sight, sound=sound, label=x), x) for x in concluded)
+        else:
+            yield _rl_row(split, index, path, LABEL_OF[sight, sound])
         progress.update()
 
 
-def _row(split: str, index: int, path: Path, sight: str, sound: str, thought: str) -> dict:
-    label = LABEL_OF[sight, sound]
-    user = {"role": "user", "content": f"<video><audio>{instruction()}"}
-    media = {"data_source": "demo", "videos": [str(path)], "audios": [str(path)]}
-    about = {"extra_info": {"index": index, "split": split, "id": f"demo/{split}/{index:04d}"}}
-    if split == "sft":
-        concluded = [other for (seen, _), other in LABEL_OF.items() if seen == sight]
-        label = concluded[index // len(LABEL_OF) % len(concluded)]  # each one as often with either voice
-        thought = thought.format(sight=sight, sound=sound, label=label)
-        answer = {"role": "assistant", "content": f"<think>{thought}</think>\n<answer>{label}</answer>"}
-        return {"messages": [user, answer], **media, **about}
+def _sft_row(index: int, path: Path, thought: str, label: str) -> dict:
+    answer = {"role": "assistant", "content": f"<think>{thought}</think>\n<answer>{label}</answer>"}
+    return {"messages": [_question(), answer], **_about("sft", index, path)}
+
+
+def _rl_row(split: str, index: int, path: Path, label: str) -> dict:
     reward_model = {"style": "rule", "ground_truth": label}
-    return {"prompt": [user], "ability": "emotion", "reward_model": reward_model, **media, **about}
+    return {"prompt": [_question()], "ability": "emotion", "reward_model": reward_model, **_about(split, index, path)}
+
+
+def _question() -> dict:
+    return {"role": "user", "content": f"<video><audio>{instruction()}"}
+
+
+def _about(split: str, index: int, path: Path) -> dict:
+    about = {"index": index, "split": split, "id": f"demo/{split}/{index:04d}"}
+    return {"data_source": "demo", "videos": [str(path)], "audios": [str(path)], "extra_info": about}
 
 
 def _labelled(row: dict) -> dict:
