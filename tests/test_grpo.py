@@ -168,22 +168,6 @@ def test_the_gpu_recipe_trains_a_step_when_only_the_hardware_is_overridden(study
     assert steps[1]["training/rollout_actor_probs_pearson_corr"] >= 0.99
 
 
-LORA = (
-    "model.lora_rank=8",
-    "model.target_modules=all-linear",
-    "model.exclude_modules='.*(tower|bert|projector).*'",
-    "model.lora.merge=true",
-)
-
-
-def test_lora_trains_adapters_and_vllm_gets_the_merged_weights(study):
-    overrides = [f"actor_rollout_ref.{override}" for override in LORA]
-    steps = train(study, "lora", "r1omni_cpu", *overrides, *VARIED_REWARD, "trainer.total_training_steps=2")
-    for step in steps.values():
-        assert step["actor/grad_norm"] > 0
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
-
-
 def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):
     import pandas as pd
 
