@@ -3,9 +3,10 @@
 A face is bright and smiles, or is dark and frowns; a voice is high and rises, or is low and falls. The four
 combinations are the four labels, equally many, so that the best guess from one sense alone is right half of the time.
 
-The cold start's answers say what is seen and heard, but conclude from the face alone: each clip is there twice, with
-either label that fits the face. So a perfect cold start names half of the labels right and is sure of none, and what
-GRPO adds is to weigh the voice as well, learnt from the reward.
+The cold start's answers say what is seen and heard, but conclude from one of the two, mostly from the face: each clip
+is answered three times, twice by what its face suggests and once by what its voice suggests. So a perfect cold start is
+right half of the time and sure of nothing, and what GRPO adds, learnt from the reward, is to weigh one against the
+other.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ LABEL_OF = {
     ("dark", "high"): "angry",
     ("dark", "low"): "sad",
 }
+SUGGESTS = {"bright": "happy", "dark": "sad", "high": "angry", "low": "neutral"}  # right in half of the clips each
 THOUGHTS = (
     "In the video, the face is {sight} and the voice is {sound}, so the person is {label}.",
     "I see a {sight} face and hear a {sound} voice: {label}.",
@@ -38,7 +40,7 @@ PITCHES = {"high": ((900, 1200), (1500, 2200)), "low": ((260, 340), (110, 170))}
 
 
 def build_demo(
-    out_dir: str | Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 128
+    out_dir: str | Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 96
 ) -> dict[str, Path]:
     """Write clips and rows; the same seed writes the same bytes.
 
@@ -46,7 +48,7 @@ def build_demo(
         out_dir: gets ``clips/`` and one rows file per split.
         n_train: clips for GRPO, with labels.
         n_test: held-out clips, for evaluation.
-        n_sft: clips for the cold start, each with two answers that name what is there and conclude from the face.
+        n_sft: clips for the cold start, each with three answers that name what is there and conclude from one sense.
 
     Returns:
         The rows files: ``sft``, ``train`` and ``test``, and ``train_sft``, the training clips with bare labels.
@@ -80,10 +82,10 @@ def _rows(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, p
         sight, sound = states[index % len(states)]
         path = out_dir / "clips" / split / f"{index:04d}.mp4"
         write_clip(path, draw_face(rng, sight), make_voice(rng, sound))
-        thought = THOUGHTS[rng.integers(len(THOUGHTS))]
         if split == "sft":
-            concluded = [label for (seen, _), label in LABEL_OF.items() if seen == sight]
-            yield from (_sft_row(index, path, thought.format(sight=sight, sound=sound, label=x), x) for x in concluded)
+            for label in (SUGGESTS[sight], SUGGESTS[sight], SUGGESTS[sound]):
+                thought = THOUGHTS[rng.integers(len(THOUGHTS))].format(sight=sight, sound=sound, label=label)
+                yield _sft_row(index, path, thought, label)
         else:
             yield _rl_row(split, index, path, LABEL_OF[sight, sound])
         progress.update()
