@@ -182,3 +182,15 @@ def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_pa
     assert "Initializing a V1 LLM engine" in second.stderr
     assert "Initializing a V1 LLM engine" not in third.stderr
     assert second.stdout == third.stdout  # the scores and nothing else
+
+
+@pytest.mark.slow
+def test_a_model_gets_no_other_modality_than_the_ones_named(taught: Taught, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "verl_omni", "evaluate", str(taught.model), "--data", str(taught.rows)]
+    command += ["--out", str(tmp_path), "--modalities", "video", "--modality-ablation", "--max-tokens", "40"]
+    subprocess.run(command, capture_output=True, check=True)
+    answers = read_answers(tmp_path / "taught.jsonl")
+    assert {answer.variant for answer in answers} == {"normal", "video_blanked"}  # there is no sound to mute
+    assert all(answer.videos and not answer.audios and not answer.error for answer in answers)
+    scores = {item.variant: item for item in score_all(answers)}
+    assert scores["normal"].war < 100, "it needs both senses"

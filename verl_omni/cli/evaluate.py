@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from verl_omni.data.rows import MODALITIES
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.results import ResultsError
 
@@ -26,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
     parser.add_argument("--name", help="the model's name in results and report (default: its directory's)")
+    parser.add_argument(
+        "--modalities",
+        nargs="+",
+        choices=MODALITIES,
+        default=list(MODALITIES),
+        help="which of each row's media the model gets (default both), for one that was trained with +data.modalities",
+    )
     group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
     group.add_argument("--blank-video", action="store_true", help="also with every frame in the mean colour")
     group.add_argument("--mute-audio", action="store_true", help="also with silence for sound")
@@ -77,7 +85,14 @@ def run(args: argparse.Namespace) -> int:
             out,
             name,
             [variant for variant in VARIANTS if wanted[variant]],
-            Settings(args.max_tokens, args.repetition_penalty, args.no_audio, args.max_model_len, args.dtype),
+            Settings(
+                max_tokens=args.max_tokens,
+                repetition_penalty=args.repetition_penalty,
+                no_audio=args.no_audio,
+                max_model_len=args.max_model_len,
+                dtype=args.dtype,
+                modalities=tuple(args.modalities),
+            ),
             engine,
         )
     except (ResultsError, OSError, ValueError) as error:

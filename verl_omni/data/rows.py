@@ -79,7 +79,7 @@ def keep_modalities(rows: list[Row], prompt_key: str, modalities: Sequence[str])
         ValueError: an unknown modality, or none.
     """
     if not modalities or set(modalities) - set(MODALITIES):
-        raise ValueError(f"data.modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
+        raise ValueError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
     for key, modality in zip(MEDIA_KEYS, MODALITIES, strict=True):
         if modality not in modalities:
             for row in rows:
@@ -166,7 +166,8 @@ def _malformed(data: dict, prompt_key: str) -> str | None:
 
 
 def _drop(data: dict, prompt_key: str, key: str) -> None:
-    data[prompt_key] = [m | {"content": m["content"].replace(MEDIA_KEYS[key], "")} for m in data[prompt_key]]
+    if data.get(prompt_key):  # else the check of the rows has more to say
+        data[prompt_key] = [m | {"content": m["content"].replace(MEDIA_KEYS[key], "")} for m in data[prompt_key]]
     data[key] = None
 
 

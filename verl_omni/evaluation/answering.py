@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 import verl_omni.models  # noqa: F401  (registers the processor)
-from verl_omni.data.rows import Row, load_rows
+from verl_omni.data.rows import MODALITIES, Row, keep_modalities, load_rows
 from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
 from verl_omni.evaluation.results import (
     Answer,
@@ -45,6 +45,7 @@ class Settings:
         no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
         max_model_len: Prompt and answer together, in tokens.
         dtype: vLLM's.
+        modalities: Which of a row's media the model gets, as `data.modalities` in training.
     """
 
     max_tokens: int = 512
@@ -52,6 +53,7 @@ class Settings:
     no_audio: str = "error"
     max_model_len: int = 2048
     dtype: str = "auto"
+    modalities: Sequence[str] = MODALITIES
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ def evaluate(
         ResultsError: Rows without a prompt, a label or an id of their own, or a results file in use.
     """
     processor = AutoProcessor.from_pretrained(model)
-    planned = plan(
-        load_rows([str(file) for file in files]), name, variants, [model_fingerprint(model), asdict(settings)]
-    )
+    rows = load_rows([str(file) for file in files])
+    keep_modalities(rows, "prompt", settings.modalities)
+    planned = plan(rows, name, variants, [model_fingerprint(model), asdict(settings)])
     keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
     with ResultsFile(out, keys) as results:
         if results.superseded:
