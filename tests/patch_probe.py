@@ -187,6 +187,45 @@ def reference_engine(model: str) -> list[object]:
         torch.distributed.destroy_process_group()
 
 
+@probe("verl-lora-hf-model.diff")
+def exported_lora(model: str) -> list[object]:
+    """How many parameters of an exported LoRA model are missing or too many, and whether the weights are right."""
+    import tempfile
+
+    import peft
+    from safetensors.torch import load_file
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM
+    from verl.trainer.config import CheckpointConfig
+    from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+
+    module = AutoModelForCausalLM.from_pretrained(model)
+    names = set(module.state_dict()) - {"lm_head.weight"}  # tied
+    adapters = peft.LoraConfig(target_modules=["q_proj"], exclude_modules=".*(tower|bert|projector).*")
+    module = peft.get_peft_model(module, adapters)
+    layer = module.base_model.model.model.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    base = layer.get_base_layer().weight.detach().clone()
+    merged = base + layer.get_delta_weight("default").detach()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    torch.distributed.init_process_group("cpu:gloo", rank=0, world_size=1)
+    try:
+        for block in module.base_model.model.model.layers:
+            fully_shard(block)
+        fully_shard(module)
+        contents = CheckpointConfig(save_contents=["hf_model"], load_contents=[])
+        manager = FSDPCheckpointManager(module, None, checkpoint_config=contents)
+        with tempfile.TemporaryDirectory() as folder:
+            manager.save_checkpoint(folder, global_step=1)
+            exported = load_file(f"{folder}/huggingface/model.safetensors")
+        differing = len(names.symmetric_difference(exported))
+        weight = exported.get("model.layers.0.self_attn.q_proj.weight", torch.zeros(()))
+        restored = layer.get_base_layer().weight.to_local()
+        return [differing, torch.allclose(weight, merged, atol=1e-6), torch.equal(restored, base)]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @probe("verl-log-probs-by-chunks.diff")
 def log_probs_of_packed_logits(model: str) -> list[object]:
     """How many softmaxes 100 tokens take, in two precisions, and whether the log-probabilities are right."""

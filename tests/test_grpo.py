@@ -80,14 +80,18 @@ def metrics_of(study: Path, name: str) -> dict[int, dict]:
 
 
 def train(study: Path, name: str, recipe: str, *overrides: str) -> dict[int, dict]:
-    """Run to the end; metrics by step."""
-    process = start(study, name, command(study, name, recipe, *overrides))
+    """GRPO to the end; metrics by step."""
+    run(study, name, command(study, name, recipe, *overrides))
+    return metrics_of(study, name)
+
+
+def run(study: Path, name: str, arguments: list[str]) -> None:
+    process = start(study, name, arguments)
     try:
         status = process.wait(timeout=900)
     finally:
         kill(process)
     assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
-    return metrics_of(study, name)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -131,23 +135,26 @@ def test_a_killed_run_resumes_and_its_checkpoint_is_a_model(study):
     assert min(steps) == before + 1 and max(steps) == 4
     assert all(step["training/rollout_actor_probs_pearson_corr"] >= 0.99 for step in steps.values())
     exported = study / "killed" / "global_step_4" / "actor" / "huggingface"
-    check_export(exported, study)
+    changed = changed_weights(study / "base", exported)
+    assert any(name.startswith("model.layers") for name in changed)
+    assert not any("tower" in name for name in changed), "the towers are frozen"
+    answer_with_vllm(exported, study)
 
 
-def check_export(exported: Path, study: Path) -> None:
+def changed_weights(before: Path, after: Path) -> set[str]:
     import torch
     from transformers import AutoModelForCausalLM
 
     import verl_omni.models  # noqa: F401
 
     base, trained = (  # in one precision: the actor's configuration says bfloat16
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
-        for path in (study / "base", exported)
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict() for path in (before, after)
     )
     assert base.keys() == trained.keys()
-    changed = {name for name in base if not torch.equal(base[name], trained[name])}
-    assert any(name.startswith("model.layers") for name in changed)
-    assert not any("tower" in name for name in changed), "the towers are frozen"
+    return {name for name in base if not torch.equal(base[name], trained[name])}
+
+
+def answer_with_vllm(exported: Path, study: Path) -> None:
     evaluate = [
         sys.executable,
         "-m",
@@ -166,6 +173,40 @@ def test_the_gpu_recipe_trains_a_step_when_only_the_hardware_is_overridden(study
     assert steps[1]["response_length/max"] <= 512
     assert {"reward/accuracy/mean", "reward/format/mean"} <= steps[1].keys()
     assert steps[1]["training/rollout_actor_probs_pearson_corr"] >= 0.99
+
+
+# As the README has it.
+LORA = (
+    "model.lora_rank=8",
+    "model.target_modules=all-linear",
+    "model.exclude_modules='.*(tower|bert|projector).*'",
+    "model.lora.merge=true",
+)
+
+
+def test_lora_from_the_cold_start_to_grpo(study):
+    """Adapters by both trainers; each exports a whole model, and vLLM gets the merged weights after each step."""
+    cold_start = [
+        *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_cpu", *LORA),
+        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
+        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=4", f"trainer.default_local_dir={study / 'sft'}"),
+    ]
+    run(study, "sft", cold_start)
+    exported = study / "sft" / "global_step_6" / "huggingface"
+    adapted = changed_weights(study / "base", exported)
+    assert adapted and all(name.startswith("model.layers.") and "proj" in name for name in adapted)
+
+    overrides = [f"actor_rollout_ref.{override}" for override in LORA]
+    overrides += [f"actor_rollout_ref.model.path={exported}", "actor_rollout_ref.actor.optim.lr=0.02"]
+    overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3"]
+    steps = train(study, "lora", "r1omni_cpu", *VARIED_REWARD, *overrides)
+    for step in steps.values():
+        assert step["actor/grad_norm"] > 0
+        # At this learning rate, a rollout with the weights of the step before is another distribution.
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
+    trained = study / "lora" / "global_step_3" / "actor" / "huggingface"
+    assert changed_weights(exported, trained) == adapted
+    answer_with_vllm(trained, study)
 
 
 def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):

@@ -146,6 +146,7 @@ def test_behaviours_are_the_wanted_ones(behaviours):
             "reward/accuracy/mean": 0.5, "reward/format/mean": 1.0, "reward/recall/sad/mean": 0.0
         },
         "verl-clips-once.diff": [1, True, 0],  # copies on TransferQueue, equal data, rows left
+        "verl-lora-hf-model.diff": [0, True, True],
         "verl-cpu-process-group.diff": [own_process, [None, "cpu:gloo"]],
         "verl-cpu-fsdp2.diff": ["FSDPEngineWithLMHead", 304, False],
         "verl-log-probs-by-chunks.diff": [1, True, 1, True],

@@ -100,6 +100,12 @@ HOOKS = (
         "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",
         patch="verl-clips-once.diff",
     ),
+    Hook(
+        "verl.utils.checkpoint.fsdp_checkpoint_manager",
+        "verl_omni.lora:export_merged_adapters",
+        "a LoRA run exports a model under PEFT's parameter names, which nothing loads",
+        patch="verl-lora-hf-model.diff",
+    ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",
