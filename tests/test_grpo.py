@@ -178,7 +178,6 @@ def test_the_gpu_recipe_trains_a_step_when_only_the_hardware_is_overridden(study
 # As the README has it.
 LORA = (
     "model.lora_rank=8",
-    "model.target_modules=all-linear",
     "model.exclude_modules='.*(tower|bert|projector).*'",
     "model.lora.merge=true",
 )
