@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from transformers import AutoProcessor
 
 from verl_omni import sharing
+from verl_omni.evaluation.answering import Settings, start_engine
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 from verl_omni.models.humanomni.towers import HumanOmniTowers
 from verl_omni.prompts import instruction
@@ -117,15 +118,16 @@ async def bytes_moved(rollouts: list[dict[str, torch.Tensor]]) -> int:
 
 def measure_vllm(clip: Path, model: Path) -> Figures:
     """Processor runs and encoder passes of a real engine that gets a prompt's rollouts as verl sends them, at once."""
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
 
     processor = AutoProcessor.from_pretrained(model)
     media = [{"type": "video", "path": str(clip)}, {"type": "audio", "path": str(clip)}]
     messages = [{"role": "user", "content": [*media, {"type": "text", "text": instruction()}]}]
     ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
     results: Figures = {}
-    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"):
-        llm = LLM(str(model), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=ROLLOUTS)
+    settings = Settings(max_model_len=512, dtype="float32")
+    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):  # or the counts would be another process'
+        llm = start_engine(model, settings, {"enforce_eager": True, "max_num_seqs": ROLLOUTS})
     for which in ("plain", "now"):
         counts: Counter = Counter()
         llm.reset_prefix_cache()

@@ -108,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
         for score in scores
         if score.variant != NORMAL
     }
-    console = Console()
-    console = Console(width=max(console.width, 92))  # a pipe has 80 columns, which cut the figures off
+    console = Console() if sys.stdout.isatty() else Console(width=110)  # rich gives a pipe 80 columns
     console.print(scores_table(scores, changed))
     for score in scores:
         for row, reason in score.failures:
@@ -123,7 +122,7 @@ def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) 
     table = Table(title=f"{scores[0].model}, in % (below: 95 % bootstrap interval)")
     columns = ("corpus", "variant", "rows", "WAR", "UAR", "format", "other", "cut", "failed", "changed")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right", overflow="fold")
     table.caption = "other: answers outside the label set; cut: at the token limit; changed: against variant normal"
     for score in scores:
         differing, compared = changed.get((score.data_source, score.variant), (0, 0))

@@ -1,5 +1,6 @@
 """Rows and media to answers, with vLLM: greedy, batched by the engine, each answer on disk once it is computed."""
 
+import logging
 import os
 import re
 from collections import deque
@@ -215,6 +216,8 @@ def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> 
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a share of the machine
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own doubles the start
         arguments = {"enforce_eager": True, **arguments}
+        # One line per request, that threads stay bound to their cores, would bury the progress bar.
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     from vllm import LLM
 
     arguments = {"max_model_len": settings.max_model_len, "dtype": settings.dtype, **arguments}
