@@ -201,7 +201,7 @@ def test_lora_from_the_cold_start_to_grpo(study):
     steps = train(study, "lora", "r1omni_cpu", *VARIED_REWARD, *overrides)
     for step in steps.values():
         assert step["actor/grad_norm"] > 0
-        # At this learning rate, a rollout with the weights of the step before is another distribution.
+        # At this learning rate, three steps later the weights of the start correlate by 0.7 only.
         assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
     trained = study / "lora" / "global_step_3" / "actor" / "huggingface"
     assert changed_weights(exported, trained) == adapted
