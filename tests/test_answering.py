@@ -181,6 +181,7 @@ def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_pa
     assert read_answers(results) == answers
     assert "Initializing a V1 LLM engine" in second.stderr
     assert "Initializing a V1 LLM engine" not in third.stderr
+    assert second.stderr.count("set_num_threads") < len(rows), "vLLM warns at each request"
     assert second.stdout == third.stdout  # the scores and nothing else
 
 

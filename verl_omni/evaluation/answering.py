@@ -216,10 +216,11 @@ def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> 
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a share of the machine
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a process of its own doubles the start
         arguments = {"enforce_eager": True, **arguments}
-        # One line per request, that threads stay bound to their cores, would bury the progress bar.
-        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     from vllm import LLM
 
+    # Lines at each request, that threads stay bound to their cores, would bury the progress bar. (vLLM's import resets
+    # the levels of its loggers.)
+    logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     arguments = {"max_model_len": settings.max_model_len, "dtype": settings.dtype, **arguments}
     return LLM(model=str(model), seed=0, limit_mm_per_prompt={"video": 1, "audio": 1}, **arguments)
 
