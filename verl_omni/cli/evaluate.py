@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modalities",
         nargs="+",
         choices=MODALITIES,
-        default=list(MODALITIES),
+        default=MODALITIES,
         help="which of each row's media the model gets (default both), for one that was trained with +data.modalities",
     )
     group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 no_audio=args.no_audio,
                 max_model_len=args.max_model_len,
                 dtype=args.dtype,
-                modalities=tuple(args.modalities),
+                modalities=args.modalities,
             ),
             engine,
         )
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         for score in scores
         if score.variant != NORMAL
     }
-    console = Console() if sys.stdout.isatty() else Console(width=110)  # rich gives a pipe 80 columns
+    console = Console(width=None if sys.stdout.isatty() else 110)  # rich gives a pipe 80 columns
     console.print(scores_table(scores, changed))
     for score in scores:
         for row, reason in score.failures:
