@@ -97,9 +97,9 @@ def uid_of(key: str) -> str:
     return key.partition("_")[0]
 
 
-def content_of(inputs: dict[str, torch.Tensor] | None) -> str:
+def content_of(inputs: dict[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted((inputs or {}).items()):
+    for name, tensor in sorted(inputs.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
