@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m verl_omni bench
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info

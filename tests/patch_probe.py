@@ -266,7 +266,7 @@ def placeholders_without_media(model: str) -> list[str]:
     from vllm.v1.engine.input_processor import InputProcessor
 
     ModelRegistry.register_model(
-        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm:HumanOmniQwen2ForCausalLM"
+        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm_model:HumanOmniQwen2ForCausalLM"
     )
     processor = InputProcessor(EngineArgs(model=model, max_model_len=256).create_engine_config())
     config = processor.model_config.hf_config

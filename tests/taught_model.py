@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
-from verl_omni.data.corpora.rows import read_rows
-from verl_omni.data.demo import build_demo
+from verl_omni.corpora.demo import build_demo
+from verl_omni.data.files import read_rows
 from verl_omni.evaluation.answering import conversation
 from verl_omni.models.humanomni.tiny import build_tiny
 from verl_omni.prompts import instruction

@@ -14,7 +14,7 @@ from taught_model import Taught
 from transformers import AutoProcessor
 
 from verl_omni.__main__ import main
-from verl_omni.data.corpora.rows import read_rows
+from verl_omni.data.files import read_rows
 from verl_omni.evaluation.answering import load, load_rows, plan, request_of
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all

@@ -6,9 +6,9 @@ from conftest import CASES
 
 pytest.importorskip("verl")
 
-from verl_omni.benchmark import clip as clips
-from verl_omni.benchmark import memory, prompt
-from verl_omni.cli.bench import verdict
+from benchmarks import clip as clips
+from benchmarks import memory, prompt
+from benchmarks.__main__ import verdict
 from verl_omni.models.humanomni.tiny import build_tiny
 
 

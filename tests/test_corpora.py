@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from verl_omni.__main__ import main
-from verl_omni.data.corpora import dfew, emer, mafw, original, ravdess
-from verl_omni.data.corpora.listing import CorpusError
-from verl_omni.data.corpora.rows import read_rows, write_rows
+from verl_omni.corpora import dfew, emer, mafw, original, ravdess
+from verl_omni.corpora.listing import CorpusError
+from verl_omni.data.files import read_rows, write_rows
 from verl_omni.media import read_audio, read_video
 from verl_omni.prompts import QUESTION, instruction
 

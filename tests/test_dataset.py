@@ -19,8 +19,8 @@ from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 import verl_omni.models  # noqa: F401 registers the processor
+from verl_omni.data.check import RowsError
 from verl_omni.data.dataset import OmniRLHFDataset
-from verl_omni.data.rows import RowsError
 from verl_omni.media import MediaError, read_audio, read_video
 from verl_omni.models.humanomni.tiny import build_tiny
 from verl_omni.prompts import instruction

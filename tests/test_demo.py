@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from verl_omni.data.corpora.rows import read_rows
-from verl_omni.data.demo import LABEL_OF, SUGGESTS, build_demo
-from verl_omni.data.rows import check_rows, load_rows
+from verl_omni.corpora.demo import LABEL_OF, SUGGESTS, build_demo
+from verl_omni.data.check import check_rows, load_rows
+from verl_omni.data.files import read_rows
 from verl_omni.labels import LABELS
 from verl_omni.media import read_audio, read_video
 from verl_omni.rewards import compute_score

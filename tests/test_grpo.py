@@ -46,7 +46,7 @@ CPU_HARDWARE = (
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A small demo corpus and a tiny model."""
-    from verl_omni.data.demo import build_demo
+    from verl_omni.corpora.demo import build_demo
     from verl_omni.models.humanomni.tiny import build_tiny
 
     folder = tmp_path_factory.mktemp("study")

@@ -7,7 +7,7 @@ from taught_model import OTHER_QUESTION, Taught
 
 from verl_omni.__main__ import main
 from verl_omni.cli.infer import senses_of
-from verl_omni.data.corpora.rows import read_rows
+from verl_omni.data.files import read_rows
 from verl_omni.media import MediaError
 from verl_omni.models.humanomni.tiny import build_tiny
 

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from verl_omni import plugin
+from verl_omni.adjustments import vllm_cpu_name
 from verl_omni.platforms import cpu
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +190,7 @@ def test_the_other_distribution_of_this_name_stops_verl_with_a_message(ended):
     [("transformers", "4.57.0"), ("vllm", "0.33.0"), ("vllm-cpu", "0.23.1"), ("verl", "0.10.0")],
 )
 def test_each_unsupported_version_is_named(name, unsupported, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, cpu.VllmCpuFinder)])
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, vllm_cpu_name.VllmCpuFinder)])
     monkeypatch.syspath_prepend(distribution(tmp_path, name, unsupported))
     with pytest.raises(RuntimeError, match=f"{name} {unsupported} is installed, verl_omni supports {name}>="):
         plugin.check_versions()
@@ -238,7 +239,7 @@ def test_cpu_is_chosen_only_without_an_accelerator_and_without_a_gpu_build(
     accelerator, vllm, chosen, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(cpu.torch.accelerator, "is_available", lambda: accelerator)
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, cpu.VllmCpuFinder)])
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, vllm_cpu_name.VllmCpuFinder)])
     if vllm:
         monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", vllm))
     assert cpu.is_cpu_only() == chosen
@@ -246,12 +247,12 @@ def test_cpu_is_chosen_only_without_an_accelerator_and_without_a_gpu_build(
 
 def test_a_distribution_really_named_vllm_wins_over_our_answer(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", "0.27.1+cpu"))
-    cpu.answer_for_vllm()
+    vllm_cpu_name.answer_for_vllm()
     assert version("vllm") == "0.27.1+cpu"
 
 
 @needs_cpu
 def test_the_cpu_build_answers_for_vllm():
-    cpu.answer_for_vllm()
+    vllm_cpu_name.answer_for_vllm()
     assert version("vllm") == f"{version('vllm-cpu').removesuffix('+cpu')}+cpu"
     assert importlib.metadata.metadata("vllm")["Name"] == "vllm"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from verl_omni import recipe
-from verl_omni.data.demo import build_demo
+from verl_omni.corpora.demo import build_demo
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GRPO, SFT = "ppo_trainer", "sft_trainer_engine"  # configurations of verl.trainer.main_ppo and .sft_trainer

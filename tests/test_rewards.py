@@ -152,7 +152,7 @@ def test_verls_validation_turns_the_per_class_figures_into_recalls():
 
 
 def test_means_of_the_parts_are_over_the_rollouts_that_have_them():
-    from verl_omni.rewards.training_metrics import means_of_parts
+    from verl_omni.adjustments.verl_log_reward_parts import means_of_parts
 
     infos = [{"accuracy": 1.0, "pred": "sad", "recall/sad": 1.0}, {"accuracy": 0.0, "pred": "", "recall/happy": 0.0}]
     assert means_of_parts(infos) == {

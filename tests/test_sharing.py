@@ -12,17 +12,16 @@ from conftest import CASES
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
-from verl_omni import sharing
-from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.media import MediaError, cache, read_audio, read_video
+from verl_omni.media.cache import ContentCache, read_audio_once, read_video_once
 from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
 from verl_omni.models.humanomni.towers import HumanOmniTowers
-from verl_omni.sharing import ContentCache, read_audio_once, read_video_once
 
 
 @pytest.fixture(autouse=True)
 def empty_caches():
-    for cache in (sharing.DECODED, sharing.PROCESSED):
-        cache.clear()
+    for kept in (cache.DECODED, cache.PROCESSED):
+        kept.clear()
 
 
 def test_concurrent_requests_wait_for_one_computation():

@@ -13,7 +13,6 @@ COMMANDS = {
     "evaluate": "answer every row with vLLM and measure WAR and UAR",
     "infer": "think and answer for one clip",
     "serve": "`vllm serve` with HumanOmni, also where vLLM is the CPU build",
-    "bench": "measure what is decoded, processed, moved and encoded how often, and how long it takes",
     "report": "one HTML page from evaluation results and training logs",
 }
 

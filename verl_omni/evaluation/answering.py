@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 import verl_omni.models  # noqa: F401  (registers the processor)
-from verl_omni.data.rows import MODALITIES, Row, keep_modalities, load_rows
+from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
+from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows
 from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
 from verl_omni.evaluation.results import (
     Answer,
@@ -27,7 +28,7 @@ from verl_omni.evaluation.results import (
 )
 from verl_omni.media import MediaError, NoAudioError
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
-from verl_omni.platforms.cpu import answer_for_vllm, is_cpu_only
+from verl_omni.platforms.cpu import is_cpu_only
 
 TAGS = re.compile("(<video>|<audio>)")
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory

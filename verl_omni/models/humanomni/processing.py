@@ -12,7 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from verl_omni.media import read_audio, read_video
-from verl_omni.sharing import processed_once
+from verl_omni.media.cache import processed_once
 
 VIDEO_TOKEN, AUDIO_TOKEN = "<|humanomni_video|>", "<|humanomni_audio|>"
 # What the original's GRPO puts before a video: the Qwen2-VL template's own tags, in addition to HumanOmni's.

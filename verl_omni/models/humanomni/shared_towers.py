@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from verl_omni.sharing import ContentCache, enabled
+from verl_omni.media.cache import ContentCache, enabled
 
 from .configuration import HumanOmniConfig
 from .towers import HumanOmniTowers

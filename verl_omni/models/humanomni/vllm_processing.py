@@ -8,7 +8,6 @@ items and encoder outputs; a question that travelled any other way would get the
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from tempfile import NamedTemporaryFile
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -253,25 +252,3 @@ class HumanOmniVideoLoader(VideoLoader):
             file.write(data)
             file.flush()
             return read_video(file.name, num_frames), {}
-
-
-def reject_placeholders_without_media(input_processor: ModuleType) -> None:
-    """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
-
-    Args:
-        input_processor: ``vllm.v1.engine.input_processor``. From then on such a prompt raises vLLM's own
-            ``VLLMValidationError``, which its server answers as a client's error.
-    """
-    validate = input_processor.InputProcessor._validate_model_input
-
-    def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
-        validate(self, prompt_input, prompt_type)
-        config = self.model_config.hf_config
-        if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
-            found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
-            if found:
-                raise input_processor.VLLMValidationError(
-                    f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
-                )
-
-    input_processor.InputProcessor._validate_model_input = validate_model_input

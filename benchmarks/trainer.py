@@ -4,8 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
-from verl_omni.data.demo import build_demo
-from verl_omni.stages import execute, steps_in
+from verl_omni.corpora.demo import build_demo
+from verl_omni.study.stages import execute, steps_in
 
 from . import Figures
 from .memory import PeakMemory

@@ -15,7 +15,7 @@ files in the original's JSON can use `prepare original`.
 import csv
 from pathlib import Path
 
-from verl_omni.data.corpora.listing import Clip, CorpusError, Listing, refuse_fold, require
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, refuse_fold, require
 
 PUBLISHED = {"train": 332}
 

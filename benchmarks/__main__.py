@@ -1,4 +1,4 @@
-"""`python -m verl_omni bench`: what is decoded, processed, moved and encoded how often, and how long it takes."""
+"""`python -m benchmarks`: what is decoded, processed, moved and encoded how often, and how long it takes."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.benchmark import Figures
+from benchmarks import Figures
 
 # figure -> (target for plain / now, or for now alone)
 TARGETS = {
@@ -26,14 +26,13 @@ TARGETS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"), help="the figures as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+    args = parser.parse_args()
     import torch
 
-    from verl_omni.benchmark import ROLLOUTS, clip, memory, prompt, trainer, training
+    from benchmarks import ROLLOUTS, clip, memory, prompt, trainer, training
     from verl_omni.models.humanomni.tiny import build_tiny
 
     results: dict[str, Figures] = {}
@@ -89,3 +88,7 @@ def verdict(name: str, plain: float, now: float) -> str:
     kind, bound = TARGETS[name]
     met = now <= bound if kind == "most" else plain >= bound * now
     return f"{'at most' if kind == 'most' else 'ratio at least'} {bound}: {'met' if met else '[red]missed'}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -15,7 +15,7 @@ its MAFW column can be compared in kind only.
 
 from pathlib import Path
 
-from verl_omni.data.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, require_fold
 from verl_omni.labels import normalize
 
 # fold -> (train, test) of single/no_caption.

@@ -18,7 +18,7 @@ other fold; which of the two was used is not stated.
 import csv
 from pathlib import Path
 
-from verl_omni.data.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, require_fold
 from verl_omni.labels import normalize
 
 LABELS = {1: "happy", 2: "sad", 3: "neutral", 4: "angry", 5: "surprise", 6: "disgust", 7: "fear"}

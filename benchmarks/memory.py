@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
-from verl_omni import sharing
+from verl_omni.media import cache
 
 from . import Figures, plain_or_shared
 from .training import step, synthetic_batch
@@ -23,7 +23,7 @@ def measure_decodes(clip: Path, decodes: int = 1000) -> Figures:
                 if number == 300:
                     before = process.memory_info().rss
                 os.utime(clip, ns=(number, number))  # for the cache another file
-                sharing.read_video_once(clip, 8)
+                cache.read_video_once(clip, 8)
             results[which] = (process.memory_info().rss - before) / 2**20
     return {f"memory over {decodes} decodes, MiB": results}
 

@@ -1,11 +1,11 @@
-"""HumanOmni in verl 0.9.1: what verl asks of a model that it does not know by name."""
+"""verl's ``hf_processor`` returns None for a processor class that it does not list."""
 
 import sys
 from types import ModuleType
 
 from transformers import AutoConfig, AutoProcessor
 
-MODEL_TYPE = "HumanOmni_qwen2"
+from verl_omni.models.humanomni.verl_glue import MODEL_TYPE
 
 
 def accept_processor(tokenizer: ModuleType) -> None:
@@ -30,30 +30,3 @@ def accept_processor(tokenizer: ModuleType) -> None:
     # verl imports this module before its plug-ins, so two packages have copied the name by now.
     for module in (tokenizer, sys.modules["verl.utils.tokenizer"], sys.modules["verl.utils"]):
         module.hf_processor = hf_processor_or_humanomni
-
-
-def ban_audio_placeholder(utils: ModuleType) -> None:
-    """Ban the audio placeholder from sampling, as verl bans those of images and videos.
-
-    Args:
-        utils: `verl.workers.rollout.utils`.
-    """
-    get_vision_placeholder_token_ids = utils.get_vision_placeholder_token_ids
-
-    def get_placeholder_token_ids(processor: object) -> list[int]:
-        token_ids = get_vision_placeholder_token_ids(processor)
-        audio = utils.get_processor_token_id(processor, "audio")
-        return token_ids if audio is None or audio in token_ids else [*token_ids, audio]
-
-    utils.get_vision_placeholder_token_ids = get_placeholder_token_ids
-
-
-def register_flops(flops_counter: ModuleType) -> None:
-    """Register HumanOmni with verl's FLOPs counter (metric `perf/mfu`): its language model is Qwen2.
-
-    The towers are left out, so the figure is a lower bound.
-
-    Args:
-        flops_counter: `verl.utils.flops_counter`.
-    """
-    flops_counter.ESTIMATE_FUNC[MODEL_TYPE] = flops_counter.ESTIMATE_FUNC["qwen2"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tensordict import NonTensorStack, TensorDict
 
-from verl_omni.sharing import ContentCache, enabled
+from verl_omni.media.cache import ContentCache, enabled
 
 FIELD, PARTITION, REFERENCE = "multi_modal_inputs", "clips", "stored_as"
 # In each trainer process; a full-size clip with sound has 6.3 MB.

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoProcessor
 
-from verl_omni import sharing
 from verl_omni.evaluation.answering import Settings, start_engine
+from verl_omni.media import cache
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 from verl_omni.models.humanomni.towers import HumanOmniTowers
 from verl_omni.prompts import instruction
@@ -64,7 +64,7 @@ def measure_prompt(clip: Path, processor: HumanOmniProcessor) -> Figures:
         counts: Counter = Counter()
         with (
             plain_or_shared(which == "plain"),
-            counted(counts, sharing, "read_video", "decodes a prompt"),
+            counted(counts, cache, "read_video", "decodes a prompt"),
             counted(counts, HumanOmniProcessor, "_process_frames", "runs over a prompt's media"),
         ):
             start = time.perf_counter()
@@ -86,7 +86,7 @@ async def bytes_moved(rollouts: list[dict[str, torch.Tensor]]) -> int:
     from transfer_queue.utils.serial_utils import MsgpackEncoder
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-    from verl_omni.shared_clips import FETCHED, store_clips_once
+    from verl_omni.adjustments.verl_clips_once import FETCHED, store_clips_once
 
     FETCHED.clear()
     rows: dict[tuple[str, str], object] = {}
@@ -141,8 +141,8 @@ def measure_vllm(clip: Path, model: Path) -> Figures:
             prompts = [
                 {
                     "prompt_token_ids": list(ids),
-                    "multi_modal_data": {"video": [sharing.read_video_once(clip, 8)],
-                                         "audio": [(sharing.read_audio_once(clip), 16000)]},
+                    "multi_modal_data": {"video": [cache.read_video_once(clip, 8)],
+                                         "audio": [(cache.read_audio_once(clip), 16000)]},
                 }
                 for _ in range(ROLLOUTS)
             ]  # fmt: skip

@@ -14,7 +14,7 @@ not of 1/1440: they come from some other set of clips (300, or a multiple of it)
 import re
 from pathlib import Path
 
-from verl_omni.data.corpora.listing import Clip, CorpusError, Listing, refuse_fold, require
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, refuse_fold, require
 from verl_omni.labels import normalize
 
 EMOTIONS = {1: "neutral", 2: "calm", 3: "happy", 4: "sad", 5: "angry", 6: "fearful", 7: "disgust", 8: "surprised"}

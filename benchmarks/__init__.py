@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from verl_omni import sharing
+from verl_omni.media import cache
 
 ROLLOUTS = 8
 Figures = dict[str, dict[str, float]]  # figure -> "plain" and "now" -> value
@@ -19,8 +19,8 @@ Figures = dict[str, dict[str, float]]  # figure -> "plain" and "now" -> value
 @contextmanager
 def plain_or_shared(plain: bool) -> Iterator[None]:
     """Sharing switched off or on, from empty caches."""
-    for cache in (sharing.DECODED, sharing.PROCESSED):
-        cache.clear()
+    for kept in (cache.DECODED, cache.PROCESSED):
+        kept.clear()
     with patch.dict(os.environ, VERL_OMNI_SHARING="0" if plain else "1"):
         yield
 

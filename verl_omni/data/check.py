@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from verl_omni.data.corpora.rows import read_rows
+from verl_omni.data.files import read_rows
 from verl_omni.media import MediaError, NoAudioError, existing, read_audio, read_video, sound_track_seconds
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from verl_omni.data.corpora.listing import Clip, CorpusError, Listing
+from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.prompts import QUESTION, instruction
 
 ANSWER = re.compile(r"<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>", re.DOTALL)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from verl_omni.data.corpora.rows import write_rows
+from verl_omni.data.files import write_rows
 from verl_omni.prompts import instruction
 
 LABEL_OF = {

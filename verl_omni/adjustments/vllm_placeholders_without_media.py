@@ -1,0 +1,29 @@
+"""vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from verl_omni.models.humanomni.configuration import HumanOmniConfig
+
+
+def reject_placeholders_without_media(input_processor: ModuleType) -> None:
+    """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
+
+    Args:
+        input_processor: ``vllm.v1.engine.input_processor``. From then on such a prompt raises vLLM's own
+            ``VLLMValidationError``, which its server answers as a client's error.
+    """
+    validate = input_processor.InputProcessor._validate_model_input
+
+    def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
+        validate(self, prompt_input, prompt_type)
+        config = self.model_config.hf_config
+        if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
+            found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
+            if found:
+                raise input_processor.VLLMValidationError(
+                    f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
+                )
+
+    input_processor.InputProcessor._validate_model_input = validate_model_input

@@ -1,0 +1,187 @@
+"""The whole study on the demo corpus, on a CPU, each stage by the command a user types.
+
+Corpus and tiny model, cold start, labels-only baseline, GRPO from the cold start, evaluation of the four models with
+each sense taken away, report. A stage whose result exists is not run again; a stage that was killed goes on from its
+last checkpoint.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from verl_omni.study.stages import execute, steps_in
+
+MODELS = {  # name in the table and the report -> recipe that trains it; None: as it comes
+    "HumanOmni-base": None,
+    "EMER-SFT": "emer_sft_cpu",
+    "MAFW-DFEW-SFT": "mafw_dfew_sft_cpu",
+    "R1-Omni": "r1omni_cpu",
+}
+
+
+@dataclass
+class Demo:
+    """Where the demo's files are, and how its stages are run.
+
+    Attributes:
+        out: folder of everything the demo makes.
+        seed: of the corpus, the tiny model and the trainers.
+        overrides: Hydra overrides for the GRPO stage, as on its command line.
+    """
+
+    out: Path
+    seed: int
+    overrides: list[str]
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    def checkpoints(self, name: str) -> Path:
+        return self.out / "checkpoints" / name
+
+    def model(self, name: str) -> Path | None:
+        """Directory of a trained model in transformers' format; None before its training has ended."""
+        if MODELS[name] is None:
+            return self.out / "base"
+        tracker = self.checkpoints(name) / "latest_checkpointed_iteration.txt"
+        finished = self.checkpoints(name) / "finished"
+        if not finished.is_file():
+            return None
+        step = self.checkpoints(name) / f"global_step_{tracker.read_text().strip()}"
+        return next(path for path in (step / "actor" / "huggingface", step / "huggingface") if path.is_dir())
+
+    def prepare(self) -> None:
+        if (self.data / "test.parquet").is_file() and (self.out / "base" / "config.json").is_file():
+            return
+        from verl_omni.corpora.demo import build_demo
+        from verl_omni.models.humanomni.tiny import build_tiny
+
+        build_demo(self.data, seed=self.seed)
+        build_tiny(self.out / "base", seed=self.seed)
+
+    def supervised(self, name: str, rows: str) -> None:
+        """Fine-tune the base with verl's SFT trainer."""
+        command = [
+            *("-m", "verl.trainer.sft_trainer", f"+recipe={MODELS[name]}", f"trainer.seed={self.seed}"),
+            *(f"model.path={self.out / 'base'}", f"data.train_files=[{self.data / rows}]"),
+            f"trainer.default_local_dir={self.checkpoints(name)}",
+        ]
+        self.train(name, command)
+
+    def reinforce(self) -> None:
+        """GRPO from the cold start with verl's PPO trainer."""
+        name = "R1-Omni"
+        command = [
+            *("-m", "verl.trainer.main_ppo", f"+recipe={MODELS[name]}", f"data.seed={self.seed}"),
+            f"actor_rollout_ref.model.path={self.model('EMER-SFT')}",
+            f"actor_rollout_ref.rollout.seed={self.seed}",
+            f"data.train_files=[{self.data / 'train.parquet'}]",
+            f"data.val_files=[{self.data / 'test.parquet'}]",
+            f"trainer.default_local_dir={self.checkpoints(name)}",
+            *self.overrides,
+        ]
+        self.train(name, command)
+
+    def train(self, name: str, command: list[str]) -> None:
+        finished = self.checkpoints(name) / "finished"
+        if finished.is_file():
+            return
+        logs = self.out / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        attempt = len(list(logs.glob(f"{name}.*.jsonl"))) + 1  # verl starts its metrics file anew when it resumes
+        metrics = logs / f"{name}.{attempt}.jsonl"
+        metrics.touch()
+        execute(
+            name, command, logs / f"{name}.{attempt}.log", {"VERL_FILE_LOGGER_PATH": str(metrics)}, steps_in(metrics)
+        )
+        finished.touch()
+
+    def evaluate(self, name: str) -> None:
+        results = self.out / "results"
+        command = [
+            *("-m", "verl_omni", "evaluate", str(self.model(name)), "--name", name, "--out", str(results)),
+            *("--data", str(self.data / "test.parquet"), "--modality-ablation", "--max-tokens", "48"),
+            *("--max-model-len", "304", "--dtype", "float32"),
+        ]
+        answers = results / f"{name}.jsonl"
+        execute(f"evaluate {name}", command, self.out / "logs" / f"evaluate-{name}.log", {}, lambda: lines_of(answers))
+
+    def report(self) -> None:
+        results = [str(self.out / "results" / f"{name}.jsonl") for name in MODELS]
+        logs = sorted(str(path) for path in (self.out / "logs").glob("*.jsonl"))
+        command = ["-m", "verl_omni", "report", *results, "--logs", *logs, "--out", str(self.out / "report.html")]
+        execute("report", command, self.out / "logs" / "report.log", {}, None)
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+def scores_of(out: Path) -> Iterator[tuple[str, dict[str, dict]]]:
+    """Each model's scores by variant: normal, video_blanked, audio_muted."""
+    for name in MODELS:
+        scores = json.loads((out / "results" / f"{name}.scores.json").read_text())
+        yield name, {score["variant"]: score for score in scores}
+
+
+def summary(out: Path) -> Table:
+    """Accuracy, UAR and format rate of the four models, and accuracy without each sense, in %."""
+    table = Table(title="held-out clips, in %")
+    for column in ("model", "accuracy", "UAR", "format", "without video", "without sound"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, by_variant in scores_of(out):
+        normal = by_variant["normal"]
+        table.add_row(
+            name,
+            *(f"{normal[key]:.1f}" for key in ("war", "uar", "format_rate")),
+            *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
+        )
+    return table
+
+
+def draw_rewards(out: Path) -> Path:
+    """A picture of the rewards while GRPO ran, one point a step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points: dict[str, dict[int, float]] = {}
+    for metrics in sorted((out / "logs").glob("R1-Omni.*.jsonl")):
+        for line in metrics.read_text().splitlines():
+            record = json.loads(line)
+            for key, value in record["data"].items():
+                if key in CURVES:
+                    points.setdefault(key, {})[record["step"]] = value
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, by_step in points.items():
+        label, style = CURVES[key]
+        axes.plot(by_step.keys(), by_step.values(), style, label=label)
+    axes.set(xlabel="GRPO step", ylabel="mean", ylim=(0, 2.05), title="Rewards on the demo corpus")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    picture = out / "rewards.png"
+    figure.savefig(picture, dpi=120)
+    return picture
+
+
+CURVES = {  # verl's metric -> label, line
+    "critic/score/mean": ("reward of the rollouts (0 to 2)", "-"),
+    "reward/accuracy/mean": ("accuracy of the rollouts", "-"),
+    "reward/format/mean": ("format of the rollouts", "-"),
+    "val-aux/demo/accuracy/mean@1": ("held-out accuracy", "o-"),
+}
+
+
+def run_stages(demo: Demo) -> None:
+    demo.prepare()
+    demo.supervised("EMER-SFT", "sft.parquet")
+    demo.supervised("MAFW-DFEW-SFT", "train_sft.parquet")
+    demo.reinforce()
+    for name in MODELS:
+        demo.evaluate(name)
+    demo.report()
