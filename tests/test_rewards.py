@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from verl_omni.evaluation.consistency import consistency, explanation
 from verl_omni.labels import ALIASES, LABELS, normalize
 from verl_omni.prompts import QUESTION, instruction
 from verl_omni.rewards import accuracy_reward, compute_score, format_reward
@@ -24,6 +26,26 @@ def test_rewards_equal_the_original(row):
     accuracy = 0.0 if row["name"] in MATH_VERIFY_ONLY else row["accuracy"]
     assert accuracy_reward(row["completion"], row["solution"]) == accuracy
     assert format_reward(row["completion"]) == row["format"]
+
+
+@pytest.mark.parametrize("unit", ["<answer>", "<think>", "</think> ", "<answer>\n", "\n", "a ", "not happy but sad. "])
+def test_a_megabyte_of_anything_is_scored_in_50_ms(unit):
+    text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
+    wrapped = f"<think>{text[: len(text) // 2]}</think><answer>{text[len(text) // 2 :]}</answer>"
+    for completion in (text, f"<think>{text}</answer>", wrapped):
+        assert fastest(lambda text: compute_score("demo", text, "happy"), completion) < 0.05
+        assert fastest(lambda text: consistency(explanation(text), "happy"), completion) < 0.05
+
+
+def fastest(function, *args):
+    """Seconds of the fastest of three calls: other work on the machine only adds to the others."""
+
+    def timed():
+        start = time.perf_counter()
+        function(*args)
+        return time.perf_counter() - start
+
+    return min(timed() for _ in range(3))
 
 
 def test_the_only_difference_is_what_math_verify_finds_in_digits_and_latex():

@@ -11,16 +11,19 @@ import re
 from types import ModuleType
 from typing import Any
 
-# The whole completion; a trailing newline is already a miss, as in the original.
-FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
-# On one line: a tag whose content holds a newline is no answer tag to the original.
-ANSWER = re.compile(r"<answer>(.*?)</answer>")
+# Time is linear in the text: what follows a tag on its line is looked at once, and what stands between explanation and
+# answer is looked for alone.
+ANSWER = re.compile(r"<answer>(.*)")
+BETWEEN = re.compile(r"</think>\s*<answer>")
 
 
 def extract_answer(text: str) -> str:
-    """Return the first single-line ``<answer>…</answer>``'s content, else the whole text, stripped."""
-    match = ANSWER.search(text)
-    return (match.group(1) if match else text).strip()
+    """Return the first single-line ``<answer>…</answer>``'s content, else the whole text, stripped.
+
+    A tag whose content holds a newline is no answer tag to the original.
+    """
+    answers = (rest.partition("</answer>")[0] for rest in ANSWER.findall(text) if "</answer>" in rest)
+    return next(answers, text).strip()
 
 
 def accuracy_reward(completion: str, label: str) -> float:
@@ -40,10 +43,14 @@ def accuracy_reward(completion: str, label: str) -> float:
 def format_reward(completion: str) -> float:
     """Return 1.0 if the whole completion is ``<think>…</think>`` then ``<answer>…</answer>``, else 0.0.
 
+    A trailing newline is already a miss, as in the original.
+
     >>> format_reward("<answer>happy</answer>")
     0.0
     """
-    return float(FORMAT.fullmatch(completion) is not None)
+    start, end = len("<think>"), len(completion) - len("</answer>")
+    outer = completion.startswith("<think>") and completion.endswith("</answer>")
+    return float(outer and BETWEEN.search(completion, start, end) is not None)
 
 
 def compute_score(
