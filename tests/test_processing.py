@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor, WhisperFeatureExtractor
 
 import verl_omni.models  # noqa: F401
 from verl_omni.media import read_video
-from verl_omni.models.humanomni.processing import AUDIO_TOKEN, GRPO_PREFIX, VIDEO_TOKEN
+from verl_omni.models.humanomni.processing import AUDIO_TOKEN, GRPO_PREFIX, VIDEO_TOKEN, resize
 
 PIXELS = json.loads((HUMANOMNI / "pixel_sha256.json").read_text())
 
@@ -29,6 +29,27 @@ def test_pixels_are_bit_equal(processor, case, aspect_ratio):
     pixels = processor.process_frames(frames_of(case), aspect_ratio)
     digest = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
     assert digest == PIXELS[CASES[case].name.replace(".", "_")][aspect_ratio]
+
+
+COMMON_SIZES = [(180, 320), (360, 640), (720, 1280), (576, 1024), (240, 426), (240, 320), (480, 854), (1080, 1920)]
+TARGETS = [(224, 224), (384, 384), (37, 37), (301, 301), (448, 448), (224, 336), (97, 33)]
+
+
+@pytest.mark.parametrize("colour", [(127, 116, 104), None], ids=["pad", "squash"])
+def test_every_size_is_resized_as_pillow_resizes_the_whole_frame(colour):
+    generator = np.random.default_rng(0)
+    sizes = [size for width, height in COMMON_SIZES for size in ((width, height), (height, width))]
+    sizes += [tuple(generator.integers(1, 700, 2).tolist()) for _ in range(290)]
+    for number, (width, height) in enumerate(sizes):
+        frame = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        side, whole = max(width, height), Image.fromarray(frame)
+        if colour:
+            whole = Image.new("RGB", (side, side), colour)
+            whole.paste(Image.fromarray(frame), ((side - width) // 2, (side - height) // 2))
+        for target in TARGETS[:2] if number < 16 else [TARGETS[number % len(TARGETS)]]:
+            expected = np.asarray(whole.resize(target[::-1], Image.Resampling.BICUBIC))
+            resized = resize(frame, target, Image.Resampling.BICUBIC, colour)
+            np.testing.assert_array_equal(resized, expected, err_msg=f"{width} x {height} to {target}")
 
 
 def test_pil_images_are_frames_too(processor):

@@ -304,30 +304,26 @@ def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int, colour: Sequence[int] | None = None) -> np.ndarray:
-    """uint8 ``[H, W, 3]`` -> ``[*size, 3]``; with ``colour`` the image is first centred on a square of it.
+    """uint8 ``[H, W, 3]`` -> ``[*size, 3]`` by Pillow; with ``colour`` the image is first centred on a square of it."""
+    frame = Image.fromarray(image)
+    if colour:
+        side = max(frame.size)
+        frame = centre(frame, side, frame.height, colour)
+        if size[0] == size[1]:
+            # From square to square Pillow resizes columns, then rows, and rounds in between: rows of one colour may as
+            # well be added there. Other shapes it may resize rows first, which gives other pixels.
+            frame = frame.resize((size[1], frame.height), resample)
+        frame = centre(frame, frame.width, side, colour)
+    return np.asarray(frame.resize((size[1], size[0]), resample))
 
-    Pillow resizes the columns, then the rows, and rounds in between: rows of one colour may as well be added there.
-    """
-    side = max(image.shape[:2]) if colour else None
-    image = pad(image, side, 1, colour) if colour else image
-    image = np.asarray(Image.fromarray(image).resize((size[1], image.shape[0]), resample))
-    image = pad(image, side, 0, colour) if colour else image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resample))
 
-
-def pad(image: np.ndarray, side: int, axis: int, colour: Sequence[int]) -> np.ndarray:
-    """``image`` in the middle of ``side`` pixels along ``axis``."""
-    missing = side - image.shape[axis]
-    if not missing:
+def centre(image: Image.Image, width: int, height: int, colour: Sequence[int]) -> Image.Image:
+    """``image`` in the middle of ``width`` x ``height`` pixels."""
+    if image.size == (width, height):
         return image
-    shape = list(image.shape)
-    shape[axis] = side
-    padded = np.empty(shape, np.uint8)
-    padded[:] = colour
-    middle = [slice(None), slice(None)]
-    middle[axis] = slice(missing // 2, missing // 2 + image.shape[axis])
-    padded[tuple(middle)] = image
-    return padded
+    canvas = Image.new("RGB", (width, height), tuple(colour))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
 
 
 def question_of(prompt: str) -> str:
