@@ -49,7 +49,7 @@ def main() -> int:
         folder = Path(name)
         model = build_tiny(folder / "model")
         processor = clip.load_processor(model)
-        clips = {size: clip.write_clip(folder / f"{size}.mp4", *shape) for size, shape in clip.SIZES.items()}
+        clips = {size: clip.make_clip(folder / f"{size}.mp4", *shape) for size, shape in clip.SIZES.items()}
         torch.set_num_threads(1)  # per core
         for size, path in clips.items():
             figures = clip.measure_clip(path, processor)

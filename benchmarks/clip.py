@@ -3,10 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import decord
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import verl_omni.models  # noqa: F401
 from verl_omni.media import frame_indices, read_audio, read_video
+from verl_omni.media.write import write_clip
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 
 from . import Figures
@@ -35,22 +34,12 @@ def medians_ms(plain: Callable[[], object], now: Callable[[], object], repeats: 
     return {which: statistics.median(seconds[1:]) * 1000 for which, seconds in times.items()}  # the first warms up
 
 
-def write_clip(path: Path, width: int, height: int) -> Path:
+def make_clip(path: Path, width: int, height: int) -> Path:
     """Write a moving pattern and a tone as mp4: H.264 at x264's defaults, AAC."""
     y, x = np.mgrid[:height, :width]
-    with av.open(str(path), "w") as clip:
-        video, audio = clip.add_stream("libx264", rate=FPS), clip.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        for i in range(SECONDS * FPS):
-            image = np.stack([x + 3 * i, 2 * y + i, x * y // 50 + i], axis=-1).astype(np.uint8)
-            clip.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        tone = 0.3 * np.sin(0.05 * np.arange(SECONDS * SAMPLING_RATE, dtype=np.float32))
-        sound = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = SAMPLING_RATE, 0, Fraction(1, SAMPLING_RATE)
-        clip.mux(audio.encode(sound))
-        for stream in (video, audio):
-            clip.mux(stream.encode(None))
-    return path
+    frames = (np.stack([x + 3 * i, 2 * y + i, x * y // 50 + i], axis=-1).astype(np.uint8) for i in range(SECONDS * FPS))
+    tone = 0.3 * np.sin(0.05 * np.arange(SECONDS * SAMPLING_RATE, dtype=np.float32))
+    return write_clip(path, frames, tone, FPS, SAMPLING_RATE)
 
 
 def original_frames(frames: np.ndarray, image_processor: SiglipImageProcessorPil) -> torch.Tensor:

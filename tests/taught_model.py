@@ -15,7 +15,7 @@ from verl_omni.corpora.demo import build_demo
 from verl_omni.data.files import read_rows
 from verl_omni.evaluation.answering import conversation
 from verl_omni.models.humanomni.tiny import build_tiny
-from verl_omni.prompts import instruction
+from verl_omni.prompts import answer_text, instruction
 
 CLIPS, STEPS = 12, 70
 OTHER_QUESTION = "Who laughs?"
@@ -63,7 +63,7 @@ def teaching_batch(processor, rows: list[dict]) -> dict[str, torch.Tensor]:
             )
         )
         label = row["reward_model"]["ground_truth"]
-        answer = f"<think>The person is {label}.</think>\n<answer>{label}</answer><|im_end|>"
+        answer = answer_text(label, f"The person is {label}.") + "<|im_end|>"
         answer_ids = processor.tokenizer(answer, return_tensors="pt").input_ids
         prompt_length = sample["input_ids"].shape[1]
         sample["input_ids"] = torch.cat([sample["input_ids"], answer_ids], dim=1)

@@ -34,7 +34,7 @@ def test_the_originals_way_gives_the_same_pixels_and_mel(processor):
 
 
 def test_host_memory_stays_flat(processor, tmp_path):
-    clip = clips.write_clip(tmp_path / "clip.mp4", 64, 48)
+    clip = clips.make_clip(tmp_path / "clip.mp4", 64, 48)
     growth = memory.measure_decodes(clip, decodes=200)["memory over 200 decodes, MiB"]
     assert growth["now"] < 30  # the cache is not full yet: 74 KB a clip
 

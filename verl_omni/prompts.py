@@ -1,4 +1,6 @@
-"""The question that R1-Omni asks, and the instruction that makes the model think first (arXiv 2503.05379)."""
+"""What R1-Omni asks, how it makes the model think first, and how its answers are written (arXiv 2503.05379)."""
+
+import re
 
 QUESTION = (
     "As an emotional recognition expert; throughout the video, which emotion conveyed by the characters is the most "
@@ -17,3 +19,25 @@ def instruction(question: str = QUESTION) -> str:
     'Who is angry?'
     """
     return INSTRUCTION.format(question=question)
+
+
+ANSWER = re.compile(r"<think>(?P<reasoning>.*?)</think>\s*<answer>(?P<label>.*?)</answer>", re.DOTALL)
+
+
+def answer_text(label: str, reasoning: str = "") -> str:
+    """Return the assistant's turn in the form that the format reward asks for; without reasoning, the bare label.
+
+    >>> answer_text("happy", "He smiles.")
+    '<think>He smiles.</think>\\n<answer>happy</answer>'
+    """
+    return f"<think>{reasoning}</think>\n<answer>{label}</answer>" if reasoning else label
+
+
+def read_answer(text: str) -> tuple[str, str]:
+    """Return ``(label, reasoning)`` of an annotated answer, the inverse of ``answer_text``.
+
+    >>> read_answer("<think> He smiles. </think> <answer> happy </answer>")
+    ('happy', 'He smiles.')
+    """
+    match = ANSWER.fullmatch(text.strip())
+    return (match["label"].strip(), match["reasoning"].strip()) if match else (text.strip(), "")

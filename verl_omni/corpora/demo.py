@@ -9,17 +9,17 @@ right half of the time and sure of nothing, and what GRPO adds, learnt from the 
 other.
 """
 
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from verl_omni.corpora.listing import Clip
 from verl_omni.data.files import write_rows
-from verl_omni.prompts import instruction
+from verl_omni.data.row import rl_row, sft_row
+from verl_omni.media.write import write_clip
 
 LABEL_OF = {
     ("bright", "high"): "happy",
@@ -34,6 +34,8 @@ THOUGHTS = (
     "The face is {sight} and the voice is {sound}: {label}.",
 )
 SECONDS, FPS, SIDE, SAMPLING_RATE = 2, 8, 64, 16000
+# zerolatency: with its look-ahead, x264 does not always write the same bytes for the same frames.
+X264 = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
 FACE_COLOURS = {"bright": ((215, 255), (170, 230), (60, 130)), "dark": ((30, 80), (30, 80), (80, 140))}
 MOUTHS = {"bright": (20, 160), "dark": (200, 340)}  # degrees of an arc, clockwise from the right: smile, frown
 PITCHES = {"high": ((900, 1200), (1500, 2200)), "low": ((260, 340), (110, 170))}  # Hz at the start and at the end
@@ -67,54 +69,33 @@ def build_demo(
     with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
         for number, (split, size) in enumerate(sizes.items()):
             (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)
-            rows = list(_rows(split, size, np.random.SeedSequence([seed, number]), out_dir, progress))
-            write_rows(rows, files[split])
+            clips = list(_clips(split, size, np.random.SeedSequence([seed, number]), out_dir, progress))
+            _write(clips, sft_row if split == "sft" else rl_row, files[split])
             if split == "train":
                 files["train_sft"] = out_dir / "train_sft.parquet"
-                write_rows([_labelled(row) for row in rows], files["train_sft"])
+                _write(clips, sft_row, files["train_sft"])
     return files
 
 
-def _rows(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, progress: tqdm) -> Iterator[dict]:
+def _write(clips: list[Clip], make_row: Callable[[Clip, str, int], dict], path: Path) -> None:
+    write_rows([make_row(clip, "demo", int(clip.media.stem)) for clip in clips], path)
+
+
+def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, progress: tqdm) -> Iterator[Clip]:
     states = list(LABEL_OF)
     for index, clip_seed in enumerate(seeds.spawn(size)):
         rng = np.random.default_rng(clip_seed)
         sight, sound = states[index % len(states)]
-        path = out_dir / "clips" / split / f"{index:04d}.mp4"
-        write_clip(path, draw_face(rng, sight), make_voice(rng, sound))
+        name = f"{split}/{index:04d}"
+        path = out_dir / "clips" / f"{name}.mp4"
+        write_clip(path, draw_face(rng, sight), make_voice(rng, sound), FPS, SAMPLING_RATE, **X264)
         if split == "sft":
             for label in (SUGGESTS[sight], SUGGESTS[sight], SUGGESTS[sound]):
                 thought = THOUGHTS[rng.integers(len(THOUGHTS))].format(sight=sight, sound=sound, label=label)
-                yield _sft_row(index, path, thought, label)
+                yield Clip(name, path, label, split, thought)
         else:
-            yield _rl_row(split, index, path, LABEL_OF[sight, sound])
+            yield Clip(name, path, LABEL_OF[sight, sound], split)
         progress.update()
-
-
-def _sft_row(index: int, path: Path, thought: str, label: str) -> dict:
-    answer = {"role": "assistant", "content": f"<think>{thought}</think>\n<answer>{label}</answer>"}
-    return {"messages": [_question(), answer], **_about("sft", index, path)}
-
-
-def _rl_row(split: str, index: int, path: Path, label: str) -> dict:
-    reward_model = {"style": "rule", "ground_truth": label}
-    return {"prompt": [_question()], "ability": "emotion", "reward_model": reward_model, **_about(split, index, path)}
-
-
-def _question() -> dict:
-    return {"role": "user", "content": f"<video><audio>{instruction()}"}
-
-
-def _about(split: str, index: int, path: Path) -> dict:
-    about = {"index": index, "split": split, "id": f"demo/{split}/{index:04d}"}
-    return {"data_source": "demo", "videos": [str(path)], "audios": [str(path)], "extra_info": about}
-
-
-def _labelled(row: dict) -> dict:
-    """The row as an example for fine-tuning on labels alone, without reasoning."""
-    label = row["reward_model"]["ground_truth"]
-    kept = {key: row[key] for key in ("data_source", "videos", "audios", "extra_info")}
-    return {"messages": [*row["prompt"], {"role": "assistant", "content": label}], **kept}
 
 
 def draw_face(rng: np.random.Generator, sight: str) -> np.ndarray:
@@ -157,21 +138,3 @@ def make_voice(rng: np.random.Generator, sound: str) -> np.ndarray:
     wave = tone * syllables / np.abs(tone).max()
     wave = rng.uniform(0.3, 0.8) * wave + rng.uniform(0.005, 0.03) * rng.normal(size=samples)
     return wave.clip(-1, 1).astype(np.float32)
-
-
-def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
-    """Write frames uint8 ``[T, H, W, 3]`` and mono ``[samples]`` as mp4 (H.264 + AAC)."""
-    with av.open(str(path), "w") as clip:
-        # zerolatency: with its look-ahead, x264 does not always write the same bytes for the same frames.
-        options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
-        video = clip.add_stream("libx264", rate=FPS, options=options)
-        video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
-        video.codec_context.thread_count = 1  # clips this small gain nothing from more
-        audio = clip.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
-        for frame in frames:
-            clip.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        sound = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = SAMPLING_RATE, 0, Fraction(1, SAMPLING_RATE)
-        clip.mux(audio.encode(sound))
-        for stream in (video, audio):
-            clip.mux(stream.encode(None))

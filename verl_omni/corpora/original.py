@@ -5,13 +5,10 @@ The two examples in the original's README show the two kinds: a label alone as t
 """
 
 import json
-import re
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
-from verl_omni.prompts import QUESTION, instruction
-
-ANSWER = re.compile(r"<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>", re.DOTALL)
+from verl_omni.prompts import QUESTION, answer_text, instruction, read_answer
 
 
 def read(annotations: Path, media_root: Path) -> Listing:
@@ -37,10 +34,8 @@ def _clip(entry: dict, index: int, annotations: Path, media_root: Path) -> Clip:
         raise CorpusError(f"{annotations}, entry {index}: {expected} expected, {entry} found") from error
     if len(answers) != 1:
         raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, one expected")
-    match = ANSWER.fullmatch(answers[0].strip())
-    if match is None:
-        return Clip(video, media_root / video, answers[0].strip(), "train")
-    return Clip(video, media_root / video, match["answer"].strip(), "train", reasoning=match["think"].strip())
+    label, reasoning = read_answer(answers[0])
+    return Clip(video, media_root / video, label, "train", reasoning)
 
 
 def write(clips: list[Clip], path: Path, media_root: Path) -> None:
@@ -53,7 +48,6 @@ def write(clips: list[Clip], path: Path, media_root: Path) -> None:
     """
     entries = []
     for clip in clips:
-        answer = f"<think>{clip.reasoning}</think>\n<answer>{clip.label}</answer>" if clip.reasoning else clip.label
         # The original's GRPO adds the instruction itself, its cold start reads it from the file.
         question = instruction() if clip.reasoning else QUESTION
         entries.append(
@@ -61,7 +55,7 @@ def write(clips: list[Clip], path: Path, media_root: Path) -> None:
                 "video": clip.media.relative_to(media_root).as_posix(),
                 "conversations": [
                     {"from": "human", "value": f"<video>\n<audio>\n{question}"},
-                    {"from": "gpt", "value": answer},
+                    {"from": "gpt", "value": answer_text(clip.label, clip.reasoning)},
                 ],
             }
         )

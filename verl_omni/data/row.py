@@ -1,7 +1,7 @@
 """Rows: what verl reads of a clip."""
 
 from verl_omni.corpora.listing import Clip
-from verl_omni.prompts import instruction
+from verl_omni.prompts import answer_text, instruction
 
 
 def rl_row(clip: Clip, data_source: str, index: int) -> dict:
@@ -23,7 +23,7 @@ def sft_row(clip: Clip, data_source: str, index: int) -> dict:
     The answer is `<think>…</think>` and `<answer>…</answer>` where the clip has an explanation, else the bare label
     (the MAFW-DFEW-SFT baseline).
     """
-    answer = f"<think>{clip.reasoning}</think>\n<answer>{clip.label}</answer>" if clip.reasoning else clip.label
+    answer = answer_text(clip.label, clip.reasoning)
     row = rl_row(clip, data_source, index)
     return {
         "data_source": data_source,

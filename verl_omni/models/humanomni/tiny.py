@@ -9,7 +9,7 @@ from transformers import BertTokenizer, GenerationConfig, Qwen2Tokenizer, Whispe
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from verl_omni.labels import LABELS
-from verl_omni.prompts import QUESTION, instruction
+from verl_omni.prompts import QUESTION, answer_text, instruction
 
 from .configuration import HumanOmniConfig
 from .modeling import HumanOmniQwen2ForCausalLM
@@ -114,11 +114,7 @@ def spread_weights(model: HumanOmniQwen2ForCausalLM) -> None:
 def corpus() -> list[str]:
     """The texts the recipes produce: prompts, and answers with every label."""
     labels = sorted({label for names in LABELS.values() for label in names})
-    answers = [
-        f"<think>{thought.format(label=label)}</think>\n<answer>{label}</answer>"
-        for label in labels
-        for thought in THOUGHTS
-    ]
+    answers = [answer_text(label, thought.format(label=label)) for label in labels for thought in THOUGHTS]
     prompt = f"system\nYou are a helpful assistant.\nuser\n<vi_start><vi_end>\n<au_start><au_end>\n{instruction()}"
     return [prompt, QUESTION, "assistant\n", *answers] * 4
 
