@@ -103,7 +103,8 @@ def reward_metrics(model: str) -> dict[str, float]:
 
 @probe("verl-clips-once.diff")
 def clips_on_transfer_queue(model: str) -> list[object]:
-    """Eight rollouts of a prompt and a row of padding: how many copies of the clip lie there, and what comes back."""
+    """Eight rollouts of a prompt and a row of padding: copies of the clip that lie there, and what comes back; what is
+    left of them, of a prompt whose rollouts all failed after their clip was stored, and of validation's clips."""
     import asyncio
     import uuid
 
@@ -129,14 +130,40 @@ def clips_on_transfer_queue(model: str) -> list[object]:
             )
         )
 
+    async def fail(uid: str) -> None:
+        row = {"input_ids": torch.tensor([0]), "multi_modal_inputs": dict(clip)}
+        await tq.async_kv_put(key=uid, partition_id="train", tag={"status": "running"})
+        with contextlib.suppress(TypeError):
+            # A rollout fails by an argument that TransferQueue does not take, when its clip is stored already.
+            await tq.async_kv_batch_put([f"{uid}_0_0"], "train", fields=list_of_dict_to_tensordict([row]), no=1)
+
+    async def validate(uid: str) -> int:
+        row = {"input_ids": torch.tensor([0]), "multi_modal_inputs": dict(clip)}
+        await tq.async_kv_batch_put(
+            [f"{uid}_0_0"], "val", fields=list_of_dict_to_tensordict([row]), tags=[{"status": "x"}]
+        )
+        stored = await tq.async_kv_batch_get(keys=[f"{uid}_0_0"], partition_id="val")
+        return len(stored.get("multi_modal_inputs").tolist()[0])
+
+    failed = str(uuid.uuid4())
+    asyncio.run(fail(failed))
+    tq.kv_clear(keys=[failed], partition_id="train")
+    left_of_failed = sum(len(partition) for partition in tq.kv_list().values())
+    validated = str(uuid.uuid4())
+    of_validation = asyncio.run(validate(validated))
+    tq.kv_clear(keys=[f"{validated}_0_0"], partition_id="val")
+
     asyncio.run(put())
+    asyncio.run(tq.async_kv_put(key=uid, partition_id="train", tag={"status": "finished"}))
+    tq.kv_clear(keys=[uid], partition_id="train")  # as verl does when it samples the prompt: its rollouts stay
     stored = tq.kv_batch_get(keys=keys, partition_id="train").get("multi_modal_inputs").tolist()
     copies = sum("pixel_values" in inputs for inputs in stored) + len(tq.kv_list().get("clips", {}))
     meta = tq.KVBatchMeta(partition_id="train", keys=keys, tags=[{} for _ in keys])
     read = transferqueue_utils._meta_to_realdata(meta).get("multi_modal_inputs").tolist()
     same = all(torch.equal(inputs["pixel_values"], clip["pixel_values"]) for inputs in read[:8]) and read[8] == {}
     tq.kv_clear(keys=keys, partition_id="train")
-    return [copies, same, sum(len(partition) for partition in tq.kv_list().values())]
+    left = sum(len(partition) for partition in tq.kv_list().values())
+    return [copies, same, left, left_of_failed, of_validation]
 
 
 @probe("verl-cpu-process-group.diff")

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import CASES
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
+from verl_omni.adjustments.verl_clips_once import store_clips_once
 from verl_omni.media import MediaError, cache, read_audio, read_video
 from verl_omni.media.cache import ContentCache, read_audio_once, read_video_once
 from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
@@ -56,6 +58,41 @@ def test_too_large_a_value_is_returned_and_not_kept():
     cache = ContentCache(max_bytes=100)
     assert cache.get("large", lambda: np.ones(1000)).sum() == 1000
     assert cache.nbytes == 0
+
+
+def test_a_value_that_is_dropped_between_two_looks_is_not_there():
+    """``find`` answers in one step: whoever asks while others fill the cache gets the value, or None."""
+    cache = ContentCache(max_bytes=800)
+    found, stop = [], threading.Event()
+
+    def fill() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            cache.get(number % 40, lambda number=number: np.full(10, number % 40))
+
+    threads = [threading.Thread(target=fill) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(20_000):
+            value = cache.find(number % 40)
+            found.append(value is None or value[0] == number % 40)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all(found)
+
+
+def test_installing_the_clips_adjustment_twice_changes_nothing():
+    put = get = clear = read = object()
+    tq = SimpleNamespace(async_kv_batch_put=put, async_kv_batch_get=get, kv_clear=clear)
+    utils = SimpleNamespace(tq=tq, _async_meta_to_realdata=read)
+    store_clips_once(utils)
+    once = {**vars(tq), **vars(utils)}
+    store_clips_once(utils)
+    assert {**vars(tq), **vars(utils)} == once and tq.kv_clear is not clear
 
 
 def test_a_failed_computation_is_tried_again(tmp_path):

@@ -7,6 +7,7 @@ their content, for as long as the prompt's rollouts are there. They are part of 
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -36,31 +37,33 @@ def store_clips_once(utils: ModuleType) -> None:
     Args:
         utils: ``verl.utils.transferqueue_utils``.
     """
-    if "put_rollouts" in vars(utils):  # upstream does it
+    if "put_rollouts" in vars(utils):  # upstream does it, or this has been here
         return
     tq, read = utils.tq, utils._async_meta_to_realdata
     put, get, clear = tq.async_kv_batch_put, tq.async_kv_batch_get, tq.kv_clear
-    stored: OrderedDict[str, asyncio.Task] = OrderedDict()
+    puts: OrderedDict[str, asyncio.Task] = OrderedDict()
 
     async def store(uid: str, inputs: dict[str, torch.Tensor] | None) -> dict[str, Any] | None:
         if not inputs:
             return inputs
         key = f"{uid}_{content_of(inputs)}"
-        if key not in stored:  # the prompt's other rollouts wait for this one, or fail with it
+        if key not in puts:  # the prompt's other rollouts wait for this one, or fail with it
             row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
-            stored[key] = asyncio.ensure_future(
+            puts[key] = asyncio.ensure_future(
                 put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
             )
-            if len(stored) > REMEMBERED:
-                stored.popitem(last=False)
-        await stored[key]
+            if len(puts) > REMEMBERED:
+                puts.popitem(last=False)
+        await puts[key]
         return {REFERENCE: key}
 
     @wraps(put)
     async def put_rollouts(keys: list[str], partition_id: str, fields: TensorDict | None = None, **kwargs: Any) -> Any:
         if enabled() and fields is not None and FIELD in fields.keys():  # noqa: SIM118  (TensorDict has no `in`)
             rows = zip(keys, fields.get(FIELD).tolist(), strict=True)
-            fields[FIELD] = NonTensorStack(*[await store(uid_of(key), inputs) for key, inputs in rows])
+            # What validation sampled is scored by its text, and no trainer reads it.
+            stored = [{} if partition_id == "val" else await store(uid_of(key), inputs) for key, inputs in rows]
+            fields[FIELD] = NonTensorStack(*stored)
         return await put(keys=keys, partition_id=partition_id, fields=fields, **kwargs)
 
     async def read_with_clips(meta: Any) -> TensorDict:
@@ -74,26 +77,31 @@ def store_clips_once(utils: ModuleType) -> None:
         if not inputs or REFERENCE not in inputs:
             return inputs
         key = inputs[REFERENCE]
-        if key in FETCHED:
-            return FETCHED[key]
-        row = await get(keys=[key], partition_id=PARTITION)
-        clip = ClipInputs(row.get(FIELD).tolist()[0])
-        return FETCHED.get(key, lambda: clip)
+        clip = FETCHED.find(key)
+        if clip is None:
+            row = await get(keys=[key], partition_id=PARTITION)
+            clip = FETCHED.get(key, lambda: ClipInputs(row.get(FIELD).tolist()[0]))
+        return clip
 
     @wraps(clear)
     def clear_with_clips(keys: list[str] | str, partition_id: str) -> None:
         clear(keys=keys, partition_id=partition_id)
-        # A prompt's own key is its uid alone; it goes before its rollouts are used.
-        uids = {uid_of(key) for key in ([keys] if isinstance(keys, str) else keys) if "_" in key}
-        clips = [key for key in (tq.kv_list(PARTITION) or {}).get(PARTITION, {}) if uid_of(key) in uids] if uids else []
+        # A prompt's own key goes before its rollouts are used, and their clip stays; unless all of them failed.
+        left = {uid_of(key) for key in keys_in(partition_id)}
+        gone = {uid_of(key) for key in ([keys] if isinstance(keys, str) else keys)} - left
+        clips = [key for key in keys_in(PARTITION) if uid_of(key) in gone]
         if clips:
             clear(keys=clips, partition_id=PARTITION)
 
+    def keys_in(partition_id: str) -> Iterable[str]:
+        return (tq.kv_list(partition_id) or {}).get(partition_id, {})
+
     tq.async_kv_batch_put, tq.kv_clear, utils._async_meta_to_realdata = put_rollouts, clear_with_clips, read_with_clips
+    utils.put_rollouts = put_rollouts  # a second call finds it
 
 
 def uid_of(key: str) -> str:
-    """The prompt's uid in a rollout's key ``{uid}_{session}_{index}`` or in a clip's."""
+    """The prompt's uid in its own key, in a rollout's ``{uid}_{session}_{index}`` and in a clip's."""
     return key.partition("_")[0]
 
 

@@ -63,13 +63,14 @@ class ContentCache:
                 self.nbytes -= self._futures.pop(done.pop(0)).result().nbytes
         return value
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._futures
-
-    def __getitem__(self, key: Hashable) -> Any:
+    def find(self, key: Hashable) -> Any | None:
+        """The value of ``key`` if it is there, else None; waits for nobody's computation."""
         with self._lock:
+            future = self._futures.get(key)
+            if future is None or not future.done():
+                return None
             self._futures.move_to_end(key)
-        return self._futures[key].result()
+        return future.result()
 
     def clear(self) -> None:
         with self._lock:

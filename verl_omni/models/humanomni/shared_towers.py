@@ -69,14 +69,15 @@ class SharedTowers(HumanOmniTowers):
         device = inputs.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         keys = [(weights_fingerprint(tower), inputs.device, autocast, clip) for clip in clips]
-        missing = {key: index for index, key in enumerate(keys) if key not in TOWER_OUTPUTS}
+        known = {key: TOWER_OUTPUTS.find(key) for key in keys}
+        missing = {key: index for index, key in enumerate(keys) if known[key] is None}
         fresh: dict[Hashable, torch.Tensor] = {}
         if missing:
             encoded = encode(inputs[list(missing.values())])
             fresh = {key: output.clone() for key, output in zip(missing, encoded, strict=True)}
         else:
             skip()  # other ranks may not have it
-        outputs = torch.stack([fresh[key] if key in fresh else TOWER_OUTPUTS[key] for key in keys])
+        outputs = torch.stack([fresh.get(key, known[key]) for key in keys])
         if not outputs.is_inference():  # such a tensor could not take part in training later
             for key, output in fresh.items():
                 TOWER_OUTPUTS.get(key, lambda output=output: output)
