@@ -16,13 +16,11 @@ VARIED_REWARD = (
     "reward.reward_manager.name=naive",
     f"reward.custom_reward_function.path={Path(__file__).parent / 'varied_reward.py'}",
 )
-FLOAT32 = (
-    "+actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}",
-    "+actor_rollout_ref.ref.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}",
-    "actor_rollout_ref.rollout.dtype=float32",
-)
 # What recipes/r1omni.yaml needs to run without a GPU: the hardware block of r1omni_cpu.yaml, nothing of its scale.
 CPU_HARDWARE = (
+    "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=float32",
+    "+actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=float32",
+    "actor_rollout_ref.rollout.dtype=float32",
     "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
     "actor_rollout_ref.model.use_remove_padding=false",
     "actor_rollout_ref.actor.use_torch_compile=false",
@@ -106,7 +104,7 @@ def test_two_ranks_have_the_first_loss_of_one_and_float32_rollouts_match_the_act
     """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
     shared = (
-        *(*FLOAT32, "trainer.total_training_steps=2", "trainer.experiment_name=ranks"),
+        *("trainer.total_training_steps=2", "trainer.experiment_name=ranks"),
         *VARIED_REWARD,
         *("skip.rollout_tq.enable=true", f"skip.rollout_tq.dump_dir={study / 'rollouts'}", "skip.rollout_tq.steps=[1]"),
     )
@@ -147,7 +145,7 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 
     import verl_omni.models  # noqa: F401
 
-    base, trained = (  # in one precision: the actor's configuration says bfloat16
+    base, trained = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict() for path in (before, after)
     )
     assert base.keys() == trained.keys()

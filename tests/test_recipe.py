@@ -7,10 +7,12 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from verl.utils.torch_dtypes import PrecisionType
 
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from verl_omni import recipe
@@ -75,12 +77,15 @@ HARDWARE = {
     "actor_rollout_ref.model.use_remove_padding",
     "actor_rollout_ref.model.enable_gradient_checkpointing",
     "actor_rollout_ref.actor.use_torch_compile",
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype",
     "actor_rollout_ref.actor.fsdp_config.use_torch_compile",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype",
     "actor_rollout_ref.ref.fsdp_config.use_torch_compile",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
     "actor_rollout_ref.rollout.agent.num_workers",
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes",
+    "actor_rollout_ref.rollout.dtype",
     "actor_rollout_ref.rollout.enable_sleep_mode",
     "actor_rollout_ref.rollout.enforce_eager",
     "actor_rollout_ref.rollout.free_cache_engine",
@@ -102,7 +107,12 @@ HANDED_ON = (
     "model.override_config.",
     "ray_kwargs.ray_init.",
 )
-UNLISTED = {"actor_rollout_ref.rollout.limit_images", "actor_rollout_ref.rollout.enable_sleep_mode"}  # read by verl
+UNLISTED = {  # read by verl
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype",
+    "engine.mixed_precision.param_dtype",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -272,6 +282,23 @@ def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
     assert differing - HARDWARE - PATHS - SCALE == set()
     method = METHOD.keys() - SCALE
     assert {key: cpu[key] for key in method} == {key: gpu[key] for key in method}
+
+
+def dtypes_of(config: DictConfig) -> list[torch.dtype]:
+    """In which verl's FSDP engines and vLLM compute; FSDP's default is bfloat16."""
+    actor_rollout_ref = config.get("actor_rollout_ref")
+    engines = [actor_rollout_ref.actor.fsdp_config, actor_rollout_ref.ref.fsdp_config] if actor_rollout_ref else []
+    named = [(engine.get("mixed_precision") or {}).get("param_dtype", "bf16") for engine in engines or [config.engine]]
+    return [PrecisionType.to_dtype(name) for name in named + ([actor_rollout_ref.rollout.dtype] if engines else [])]
+
+
+def test_a_cpu_computes_in_float32_and_by_one_override_in_bfloat16():
+    assert dtypes_of(composed("r1omni_cpu")) == [torch.float32] * 3
+    assert dtypes_of(composed("r1omni_cpu", "actor_rollout_ref.rollout.dtype=bfloat16")) == [torch.bfloat16] * 3
+    for name in ("emer_sft_cpu", "mafw_dfew_sft_cpu"):
+        assert dtypes_of(composed(name, config=SFT)) == [torch.float32]
+        override = "engine.mixed_precision.param_dtype=bfloat16"
+        assert dtypes_of(composed(name, override, config=SFT)) == [torch.bfloat16]
 
 
 @pytest.mark.parametrize(

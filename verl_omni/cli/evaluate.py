@@ -56,12 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=int, default=2048, help="prompt and answer in tokens (default 2048)")
     group.add_argument("--tensor-parallel-size", type=int, default=1)
     group.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    group.add_argument("--dtype", default="auto", help="default auto: the checkpoint's, and bfloat16 for a float32 one")
+    group.add_argument("--dtype", help="default: float32 on a CPU, elsewhere vLLM's: bfloat16 for a float32 model")
 
 
 def run(args: argparse.Namespace) -> int:
     from verl_omni.evaluation.answering import Settings, evaluate
     from verl_omni.evaluation.scoring import changed_share, score_all
+    from verl_omni.platforms.cpu import default_dtype
 
     model = args.model.resolve()
     if not (model / "config.json").is_file():
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 repetition_penalty=args.repetition_penalty,
                 no_audio=args.no_audio,
                 max_model_len=args.max_model_len,
-                dtype=args.dtype,
+                dtype=args.dtype or default_dtype(),
                 modalities=args.modalities,
             ),
             engine,

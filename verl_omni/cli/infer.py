@@ -90,6 +90,7 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     import verl_omni.models  # noqa: F401  (registers model and processor)
+    from verl_omni.platforms.cpu import default_dtype
 
     processor = AutoProcessor.from_pretrained(model)
     items = [{"type": sense, "path": str(clip)} for sense in senses]
@@ -97,7 +98,7 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
     )
-    network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=default_dtype())
     network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = network.generate(
         **inputs.to(network.device, dtype=network.dtype),

@@ -14,8 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import verl_omni.plugin  # noqa: F401  (answers for `vllm` on a CPU)
+    from verl_omni.platforms.cpu import default_dtype
 
-    sys.argv = ["vllm", "serve", *args.arguments]
+    sys.argv = ["vllm", "serve", "--dtype", default_dtype(), *args.arguments]  # the last one given counts
     from vllm.entrypoints.cli.main import main
 
     return main() or 0

@@ -105,7 +105,7 @@ class Demo:
         command = [
             *("-m", "verl_omni", "evaluate", str(self.model(name)), "--name", name, "--out", str(results)),
             *("--data", str(self.data / "test.parquet"), "--modality-ablation", "--max-tokens", "48"),
-            *("--max-model-len", "304", "--dtype", "float32"),
+            *("--max-model-len", "304"),
         ]
         answers = results / f"{name}.jsonl"
         execute(f"evaluate {name}", command, self.out / "logs" / f"evaluate-{name}.log", {}, lambda: lines_of(answers))
