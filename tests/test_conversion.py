@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
+from verl_omni.__main__ import main
 from verl_omni.models.humanomni import conversion
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
 from verl_omni.models.humanomni.conversion import ConversionError, convert, convert_back
@@ -68,14 +67,13 @@ def test_there_and_back_with_towers(with_towers, towers, tmp_path):
     assert_same(weights_of(convert_back(directory, tmp_path / "back")), weights_of(with_towers))
 
 
-def test_the_command_line(tmp_path):
-    flags = [word for name, path in TOWERS.items() for word in (f"--{name}", path)]
-    command = [sys.executable, "-m", "verl_omni", "convert"]
-    subprocess.run([*command, BARE, *flags, "--out", tmp_path / "new"], check=True)
-    subprocess.run([*command, tmp_path / "new", "--back", "--out", tmp_path / "back"], check=True)
+def test_the_command_line(tmp_path, capsys):
+    flags = [word for name, path in TOWERS.items() for word in (f"--{name}", str(path))]
+    assert main(["convert", str(BARE), *flags, "--out", str(tmp_path / "new")]) == 0
+    assert main(["convert", str(tmp_path / "new"), "--back", "--out", str(tmp_path / "back")]) == 0
     assert_same(weights_of(tmp_path / "back"), weights_of(BARE))
-    failed = subprocess.run([*command, BARE, "--out", tmp_path / "again"], capture_output=True, text=True)
-    assert failed.returncode == 2 and "pass --vision DIR" in failed.stderr
+    assert main(["convert", str(BARE), "--out", str(tmp_path / "again")]) == 2
+    assert "pass --vision DIR" in capsys.readouterr().err
 
 
 def test_the_directory_needs_no_other_path(converted, tmp_path):

@@ -121,6 +121,7 @@ def test_a_patch_applies_to_the_installed_version(name, tmp_path):
         assert (tmp_path / file).read_text() != installed(file).read_text()
 
 
+@pytest.mark.slow
 @needs_cpu
 @needs_vllm
 @pytest.mark.parametrize("name", NAMES)
@@ -131,6 +132,7 @@ def test_an_adjustment_is_needed_now_and_does_nothing_once_its_patch_is_applied(
     assert patched["adjusted"][name] == patched["plain"][name]
 
 
+@pytest.mark.slow
 @needs_cpu
 @needs_vllm
 def test_behaviours_are_the_wanted_ones(behaviours):

@@ -1,5 +1,6 @@
 """`+recipe=`: which file it means, how it is composed over verl's configuration, and what the shipped recipes hold."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ UNLISTED = {  # read by verl
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -344,11 +345,20 @@ def test_main_ppo_shows_a_recipe_composed(tmp_path):
     assert shown["reward"]["reward_manager"]["name"] == "accuracy_format"
 
 
-def test_sft_trainer_stops_at_a_missing_recipe(tmp_path):
-    done = verl_command("verl.trainer.sft_trainer", "+recipe=recipes/emer.yaml", cwd=tmp_path)
-    assert done.returncode != 0
-    assert f"no recipe 'recipes/emer.yaml': there is no file {tmp_path}/recipes/emer.yaml" in done.stderr
-    assert "emer_sft, emer_sft_cpu" in done.stderr
+def verl_main(module: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `python -m module` does after its imports, in this process."""
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    importlib.import_module(module).main()
+
+
+def test_sft_trainer_stops_at_a_missing_recipe(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        verl_main("verl.trainer.sft_trainer", "+recipe=recipes/emer.yaml", monkeypatch=monkeypatch)
+    printed = capfd.readouterr().err
+    assert f"no recipe 'recipes/emer.yaml': there is no file {tmp_path}/recipes/emer.yaml" in printed
+    assert "emer_sft, emer_sft_cpu" in printed
 
 
 @pytest.mark.parametrize(
@@ -358,14 +368,15 @@ def test_sft_trainer_stops_at_a_missing_recipe(tmp_path):
         ("verl.trainer.sft_trainer", "emer_sft_cpu", "model.path"),
     ],
 )
-def test_missing_files_end_the_command_with_where_to_get_them(module, name, key, tmp_path):
+def test_missing_files_end_the_command_with_where_to_get_them(module, name, key, tmp_path, monkeypatch):
     rows = tmp_path / "rows.parquet"
     rows.touch()
-    done = verl_command(module, f"+recipe={name}", f"data.train_files=[{rows}]", cwd=tmp_path)
-    assert done.returncode != 0
-    assert f"not there, seen from {tmp_path}:\n{key}: outputs/demo/" in done.stderr
-    assert "`make demo` makes these" in done.stderr
-    assert str(rows) not in done.stderr and "Started a local Ray instance" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        verl_main(module, f"+recipe={name}", f"data.train_files=[{rows}]", monkeypatch=monkeypatch)
+    message = str(ended.value)
+    assert message.startswith(f"not there, seen from {tmp_path}:\n{key}: outputs/demo/")
+    assert "`make demo` makes these" in message and str(rows) not in message
 
 
 def test_a_model_on_the_hub_is_not_looked_for(tmp_path, monkeypatch):

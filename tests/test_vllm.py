@@ -199,7 +199,7 @@ def test_greedy_tokens_are_the_originals(engine, path, recorded):
 def test_bfloat16(environment, converted):
     engine = Engine(converted, torch.bfloat16)
     requests = [engine.request(*case) for case in CASES]
-    errors = engine.errors(requests, engine.generate([request.expanded() for request in requests], tokens=32))
+    errors = engine.errors(requests, engine.generate([request.expanded() for request in requests]))
     engine.llm.llm_engine.engine_core.shutdown()
     print(f"bfloat16: max {errors.max():.3f}, mean {errors.mean():.4f}")
     assert errors.max() <= 0.15 and errors.mean() <= 0.02
@@ -294,8 +294,6 @@ def server(environment, converted, tmp_path):
             "verl_omni",
             "serve",
             str(converted),
-            "--dtype",
-            "float32",
             "--max-model-len",
             "256",
             "--enforce-eager",

@@ -16,7 +16,8 @@ def run(args: argparse.Namespace) -> int:
     import verl_omni.plugin  # noqa: F401  (answers for `vllm` on a CPU)
     from verl_omni.platforms.cpu import default_dtype
 
-    sys.argv = ["vllm", "serve", "--dtype", default_dtype(), *args.arguments]  # the last one given counts
+    # The model comes first, and of two dtypes the last one counts.
+    sys.argv = ["vllm", "serve", *args.arguments[:1], "--dtype", default_dtype(), *args.arguments[1:]]
     from vllm.entrypoints.cli.main import main
 
     return main() or 0
