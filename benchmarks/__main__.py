@@ -19,7 +19,7 @@ TARGETS = {
     "processor runs a prompt": ("most", 1),
     "encoder passes a prompt": ("most", 1),
     "memory over 1000 decodes, MiB": ("most", 50),
-    "memory over 200 training steps, MiB": ("most", 50),
+    "memory over 500 training steps, MiB": ("most", 50),
     "a GRPO step, s": ("ratio", 2),
     "tower passes a clip and step": ("most", 1),
     "log-prob + reference + update, s": ("ratio", 3),

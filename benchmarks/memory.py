@@ -14,13 +14,13 @@ from . import Figures, plain_or_shared
 from .training import step, synthetic_batch
 
 
-def measure_decodes(clip: Path, decodes: int = 1000) -> Figures:
+def measure_decodes(clip: Path, decodes: int = 1000, warm_up: int = 300) -> Figures:
     """Growth of this process' resident memory over ``decodes`` of changed files, after the cache has filled."""
     process, results = psutil.Process(), {}
     for which in ("plain", "now"):
         with plain_or_shared(which == "plain"):
-            for number in range(decodes + 300):
-                if number == 300:
+            for number in range(decodes + warm_up):
+                if number == warm_up:
                     before = process.memory_info().rss
                 os.utime(clip, ns=(number, number))  # for the cache another file
                 cache.read_video_once(clip, 8)
@@ -28,7 +28,7 @@ def measure_decodes(clip: Path, decodes: int = 1000) -> Figures:
     return {f"memory over {decodes} decodes, MiB": results}
 
 
-def measure_training(model: Path, steps: int = 200) -> Figures:
+def measure_training(model: Path, steps: int = 500) -> Figures:
     """Growth of resident memory over training steps with a new clip each, after 50 of them."""
     process, results = psutil.Process(), {}
     for which in ("plain", "now"):

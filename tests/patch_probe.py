@@ -330,6 +330,8 @@ def main(model: str) -> None:
 
     import verl_omni.plugin  # registers and adjusts all that is imported by now, and the rest when it is
 
+    verl_omni.plugin.register()  # once more, which must change nothing
+
     for hook in verl_omni.plugin.HOOKS:
         importlib.import_module(hook.module)
     results["adjusted"] = {name: behaviour(function, model) for name, function in PROBES.items()}
