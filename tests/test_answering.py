@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from verl_omni.__main__ import main
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.answering import load, load_rows, plan, request_of
+from verl_omni.evaluation.answering import Settings, load, load_rows, plan, request_of, start_engine
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
 from verl_omni.models.humanomni.tiny import build_tiny
@@ -195,3 +195,14 @@ def test_a_model_gets_no_other_modality_than_the_ones_named(taught: Taught, tmp_
     assert all(answer.videos and not answer.audios and not answer.error for answer in answers)
     scores = {item.variant: item for item in score_all(answers)}
     assert scores["normal"].war < 100, "it needs both senses"
+
+
+def test_the_engine_starts_without_the_threads_of_its_parent(tiny, monkeypatch):
+    """A fork of a process that has decoded, or asked the driver, is not safe."""
+    import vllm
+
+    methods = []
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    monkeypatch.setattr(vllm, "LLM", lambda **_: methods.append(vllm.envs.VLLM_WORKER_MULTIPROC_METHOD))
+    start_engine(tiny, Settings(), {})
+    assert methods == ["spawn"]

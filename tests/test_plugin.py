@@ -8,13 +8,14 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from verl_omni import plugin
-from verl_omni.adjustments import vllm_cpu_name
+from verl_omni.adjustments import verl_log_probs_by_chunks, vllm_cpu_name
 from verl_omni.platforms import cpu
 
 ROOT = Path(__file__).parent.parent
@@ -243,6 +244,28 @@ def test_cpu_is_chosen_only_without_an_accelerator_and_without_a_gpu_build(
     if vllm:
         monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", vllm))
     assert cpu.is_cpu_only() == chosen
+
+
+def test_a_gpu_build_of_vllm_is_known_without_a_look_at_the_driver(tmp_path, monkeypatch):
+    """torch's look would initialise it before vLLM forks its engine, which then could not."""
+
+    def look():
+        raise AssertionError("asked torch")
+
+    monkeypatch.setattr(cpu.torch.accelerator, "is_available", look)
+    monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", version_of_vllm()))
+    assert not cpu.is_cpu_only()
+
+
+def test_packed_log_probs_go_by_chunks_on_an_accelerator_too(monkeypatch):
+    """Without flash-attn, that is; with it, verl does not call this function."""
+    calls = []
+    monkeypatch.setattr(cpu.torch.accelerator, "is_available", lambda: True)
+    of_each_row = SimpleNamespace(logprobs_from_logits_v2=lambda logits, labels: calls.append(logits.shape) or labels)
+    verl_log_probs_by_chunks.take_log_probs_of_many_tokens(of_each_row)
+    labels = cpu.torch.arange(100)
+    assert cpu.torch.equal(of_each_row.logprobs_from_logits_v2(cpu.torch.zeros(100, 16), labels), labels)
+    assert calls == [(1, 100, 16)]
 
 
 def test_a_distribution_really_named_vllm_wins_over_our_answer(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """HumanOmni's multimodal processor in vLLM: prompts and media in every accepted form, without an engine."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoConfig
 
 from verl_omni.media import read_audio, read_video
 
@@ -14,6 +16,7 @@ from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from verl_omni import plugin  # before vLLM: on a CPU it answers for the distribution `vllm`
+from verl_omni.adjustments.vllm_placeholders_without_media import reject_placeholders_without_media
 from verl_omni.models import HumanOmniProcessor
 from verl_omni.models.humanomni.tiny import build_tiny
 
@@ -189,3 +192,19 @@ def test_served_files_are_decoded_by_the_loader_the_directory_names(directory, v
     video = VideoMediaIO(ImageMediaIO(), video_backend=backend, **kwargs).load_file(CLIPS / clip)
     decoded, metadata = video.media if isinstance(video, MediaWithBytes) else video
     assert np.array_equal(decoded, read_video(CLIPS / clip, 8)) and metadata == {}
+
+
+def test_placeholders_without_media_are_refused_where_vllm_imports_its_errors_elsewhere(directory):
+    """vLLM 0.24's ``input_processor`` has no name ``VLLMValidationError``."""
+    from vllm.exceptions import VLLMValidationError
+
+    class InputProcessor:
+        model_config = SimpleNamespace(hf_config=AutoConfig.from_pretrained(directory))
+
+        def _validate_model_input(self, prompt_input, prompt_type):
+            pass
+
+    reject_placeholders_without_media(SimpleNamespace(InputProcessor=InputProcessor))
+    ids = [5, InputProcessor.model_config.hf_config.audio_token_id]
+    with pytest.raises(VLLMValidationError, match="no media were passed"):
+        InputProcessor()._validate_model_input({"type": "token", "prompt_token_ids": ids}, "decoder")

@@ -106,6 +106,12 @@ HOOKS = (
         "a LoRA run exports a model under PEFT's parameter names, which nothing loads",
         patch="verl-lora-hf-model.diff",
     ),
+    Hook(
+        "verl.utils.torch_functional",
+        "verl_omni.adjustments.verl_log_probs_by_chunks:take_log_probs_of_many_tokens",
+        "without flash-attn, verl takes the log-probabilities of packed logits token by token",
+        patch="verl-log-probs-by-chunks.diff",
+    ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",
@@ -130,12 +136,6 @@ HOOKS = (
         "verl_omni.adjustments.verl_cpu_fsdp2:register_engine",
         "no engine for device `cpu` in EngineRegistry; the reference's parameters are offloaded to pinned memory",
         patch="verl-cpu-fsdp2.diff",
-    ),
-    Hook(
-        "verl.utils.torch_functional",
-        "verl_omni.adjustments.verl_log_probs_by_chunks:take_log_probs_of_many_tokens",
-        "without flash-attn, verl takes the log-probabilities of packed logits token by token",
-        patch="verl-log-probs-by-chunks.diff",
     ),
     Hook(
         "verl.workers.rollout.vllm_rollout.utils",

@@ -5,19 +5,17 @@ from types import ModuleType
 
 import torch
 
-from verl_omni.platforms.cpu import is_cpu_only
-
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
 
 def take_log_probs_of_many_tokens(torch_functional: ModuleType) -> None:
-    """Take the log-probabilities of packed logits by chunks of tokens: without flash-attn, verl goes token by token.
+    """Take the log-probabilities of packed logits by chunks of tokens, on a CPU and on a GPU alike.
+
+    With flash-attn installed, verl does not come to this function.
 
     Args:
         torch_functional: `verl.utils.torch_functional`.
     """
-    if not is_cpu_only():
-        return
     of_each_row = torch_functional.logprobs_from_logits_v2
 
     @wraps(of_each_row)

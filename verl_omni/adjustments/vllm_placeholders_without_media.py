@@ -14,6 +14,8 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
         input_processor: ``vllm.v1.engine.input_processor``. From then on such a prompt raises vLLM's own
             ``VLLMValidationError``, which its server answers as a client's error.
     """
+    from vllm.exceptions import VLLMValidationError  # vLLM 0.24's input_processor does not have the name
+
     validate = input_processor.InputProcessor._validate_model_input
 
     def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
@@ -22,7 +24,7 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
         if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
             found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
             if found:
-                raise input_processor.VLLMValidationError(
+                raise VLLMValidationError(
                     f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
                 )
 

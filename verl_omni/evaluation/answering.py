@@ -212,6 +212,7 @@ def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> 
     """A `vllm.LLM` for the model, on a GPU or a CPU."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the scores
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # the engine must not inherit threads or a driver
     if is_cpu_only():
         answer_for_vllm()
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a share of the machine

