@@ -22,10 +22,10 @@ WORDS = {
     " shock shocked startled",
     "disgust": "disgust disgusted disgusting disgustedly revulsion revolted repulsed aversion loathing",
     "fear": "fear fearful fearfully fears afraid scared frightened terrified terror horror panic",
-    "contempt": "contempt contemptuous contemptuously disdain disdainful scorn scornful sneer sneering",
-    "anxiety": "anxiety anxious anxiously worried worry worries nervous nervousness nervously uneasy unease",
-    "helplessness": "helpless helplessly helplessness powerless powerlessness",
-    "disappointment": "disappointment disappointed disappointing disappointedly letdown",
+    "contemptuous": "contempt contemptuous contemptuously disdain disdainful scorn scornful sneer sneering",
+    "anxious": "anxiety anxious anxiously worried worry worries nervous nervousness nervously uneasy unease",
+    "helpless": "helpless helplessly helplessness powerless powerlessness",
+    "disappointed": "disappointment disappointed disappointing disappointedly letdown",
     "calm": "calm calmly calmness composed peaceful relaxed serene tranquil",
 }
 # Answers of an open vocabulary (EMER) that mean one of the labels above.
@@ -44,7 +44,7 @@ def emotions_named(text: str) -> set[str]:
     """Labels that a text names.
 
     >>> sorted(emotions_named("He looks worried, then smiles with joy."))
-    ['anxiety', 'happy']
+    ['anxious', 'happy']
     """
     words = set(text.lower().encode("ascii", "replace").translate(LETTERS_ONLY).decode().split())
     return {LABEL_OF_WORD[word] for word in words & LABEL_OF_WORD.keys()}

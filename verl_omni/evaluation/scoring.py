@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 from verl_omni.evaluation.ablation import NORMAL, VARIANTS
 from verl_omni.evaluation.consistency import consistency, explanation
 from verl_omni.evaluation.results import Answer
-from verl_omni.labels import LABELS
+from verl_omni.labels import label_set
 from verl_omni.metrics import uar, war
 from verl_omni.rewards import extract_answer, format_reward
 
@@ -65,12 +65,6 @@ def prediction(answer: Answer) -> str:
     return "" if answer.error else extract_answer(answer.completion)
 
 
-def label_set(data_source: str, labels: list[str]) -> list[str]:
-    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER)."""
-    stated = LABELS.get(data_source, ())
-    return [*stated, *sorted(set(labels) - set(stated))]
-
-
 def score(answers: list[Answer]) -> Score:
     """Score the answers of one model, corpus and variant.
 
@@ -83,7 +77,8 @@ def score(answers: list[Answer]) -> Score:
     ((model, data_source, variant),) = groups
     truth = [answer.label for answer in answers]
     predicted = [prediction(answer) for answer in answers]
-    known = label_set(data_source, truth)
+    stated = label_set(data_source, set(truth))
+    known = [*stated, *sorted(set(truth) - set(stated))]  # all there is for a corpus without a label set
     failures = [(answer.id, answer.error) for answer in answers if answer.error]
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
     columns = [*known, OTHER]
