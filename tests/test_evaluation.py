@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from verl_omni.evaluation.ablation import applies, blank_video, mute_audio
-from verl_omni.evaluation.consistency import LABEL_OF_WORD, WORDS, consistency, emotions_named, explanation
+from verl_omni.evaluation.consistency import consistency, emotions_named
 from verl_omni.evaluation.results import (
     Answer,
     ResultsError,
@@ -24,6 +24,8 @@ from verl_omni.evaluation.results import (
 from verl_omni.evaluation.scoring import changed_share, intervals, score, score_all
 from verl_omni.labels import LABELS
 from verl_omni.metrics import war
+from verl_omni.rewards import extract_explanation
+from verl_omni.rewards.lexicon import EMOTION_OF, EMOTIONS, emotion_of
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 
@@ -160,7 +162,7 @@ def test_scores_of_a_small_hand_made_set() -> None:
 
 
 def test_a_corpus_without_a_label_set_is_scored_on_the_labels_it_has() -> None:
-    result = score([answer(0, "worried", "worried", data_source="own"), answer(1, "happy", "sad", data_source="own")])
+    result = score([answer(0, "worried", "worried", data_source="emer"), answer(1, "happy", "sad", data_source="emer")])
     assert result.labels == ["happy", "worried", "(other)"]
     assert result.war == 50.0
 
@@ -262,15 +264,14 @@ def test_consistency_of_explanation_and_answer(think: str, given: str, expected:
     assert consistency(think, given) == expected
 
 
-def test_every_label_is_a_word_of_itself_and_no_word_has_two_labels() -> None:
+def test_every_label_names_one_emotion_and_no_word_has_two() -> None:
     for labels in LABELS.values():
         for label in labels:
-            assert emotions_named(label) == {label}
-    assert len(LABEL_OF_WORD) == len({word for words in WORDS.values() for word in words.split()} | set(WORDS))
-    assert sum(len({label, *words.split()}) for label, words in WORDS.items()) == len(LABEL_OF_WORD)
+            assert emotions_named(label) == {emotion_of(label)} <= set(EMOTIONS)
+    assert sum(len({emotion, *words.split()}) for emotion, words in EMOTIONS.items()) == len(EMOTION_OF)
 
 
 def test_explanation_is_what_stands_in_the_think_tags() -> None:
-    assert explanation("<think> a\nb </think>\n<answer>sad</answer>") == "a\nb"
-    assert explanation("sad") == ""
-    assert json.dumps(explanation("<think>open")) == '""'
+    assert extract_explanation("<think> a\nb </think>\n<answer>sad</answer>") == "a\nb"
+    assert extract_explanation("sad") == ""
+    assert json.dumps(extract_explanation("<think>open")) == '""'

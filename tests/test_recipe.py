@@ -18,6 +18,7 @@ from verl.utils.torch_dtypes import PrecisionType
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from verl_omni import recipe
 from verl_omni.corpora.demo import build_demo
+from verl_omni.rewards import read_terms
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GRPO, SFT = "ppo_trainer", "sft_trainer_engine"  # configurations of verl.trainer.main_ppo and .sft_trainer
@@ -29,6 +30,7 @@ SHIPPED = {
     "mafw_dfew_sft": SFT,
     "mafw_dfew_sft_cpu": SFT,
 }
+VARIANTS = ("explanation", "dapo", "dr_grpo", "gspo", "rloo", "no_think")  # on top of r1omni or r1omni_cpu
 
 # The original's GRPO settings, one per row of the paper's and the code's.
 METHOD = {
@@ -103,6 +105,7 @@ HARDWARE = {
 }
 # Keys that verl's configuration does not list: it hands what is below these to transformers, vLLM or Ray.
 HANDED_ON = (
+    "reward.reward_kwargs.",  # to the reward manager, which knows its terms
     "actor_rollout_ref.model.override_config.",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.",
     "model.override_config.",
@@ -199,7 +202,7 @@ def test_a_missing_recipe_names_the_file_and_the_shipped_recipes(tmp_path, monke
         with pytest.raises(recipe.RecipeError) as error:
             composed(name)
         assert str(tmp_path / name) in str(error.value)
-        assert ", ".join(sorted(SHIPPED)) in str(error.value)
+        assert ", ".join(sorted((*SHIPPED, *VARIANTS))) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,26 @@ def test_a_file_that_is_not_text_names_itself(tmp_path):
 
 
 def test_all_recipes_are_shipped():
-    assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in SHIPPED}
+    assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in (*SHIPPED, *VARIANTS)}
+
+
+@pytest.mark.parametrize("base", ["r1omni", "r1omni_cpu"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_verl_accepts_a_variant_of_grpo(variant, base):
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    plain, config = composed(base), composed(f"[{base},{variant}]")
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    get_adv_estimator_fn(config.algorithm.adv_estimator)
+    get_policy_loss_fn(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+    read_terms(OmegaConf.to_container(config.reward.get("reward_kwargs") or OmegaConf.create()))
+    before, after = leaves(plain), leaves(config)
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed - {"trainer.experiment_name"}, "a variant changes something"
+    assert not changed & {key for key in METHOD if key.startswith("data.") or ".rollout." in key}
 
 
 @pytest.mark.parametrize("name", [name for name, config in SHIPPED.items() if config == GRPO])
@@ -316,10 +338,10 @@ def test_grpo_starts_from_what_the_cold_start_writes(cold_start, grpo, rows):
     assert composed(grpo).actor_rollout_ref.model.path == expected
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *VARIANTS])
 def test_every_key_of_a_recipe_is_one_that_verl_reads(name):
     """verl ignores a misspelt key without a word."""
-    known = leaves(compose(SHIPPED[name]))
+    known = leaves(compose(SHIPPED.get(name, GRPO)))
     written = leaves(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
     written.pop("defaults", None)  # Hydra's, as the next
     written = {key: value for key, value in written.items() if not key.startswith("hydra.callbacks.")}

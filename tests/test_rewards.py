@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from verl_omni.evaluation.consistency import consistency, explanation
+from verl_omni.evaluation.consistency import consistency
 from verl_omni.labels import ALIASES, LABELS, normalize
 from verl_omni.prompts import QUESTION, instruction
-from verl_omni.rewards import accuracy_reward, compute_score, format_reward
+from verl_omni.rewards import TERMS, accuracy_reward, compute_score, extract_explanation, format_reward
 
 ROWS = json.loads((Path(__file__).parent / "golden/rewards.json").read_text())["rows"]
 # The original asks math_verify before comparing text; these rows are right for it alone. We compare text only.
@@ -33,8 +33,9 @@ def test_a_megabyte_of_anything_is_scored_in_50_ms(unit):
     text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     wrapped = f"<think>{text[: len(text) // 2]}</think><answer>{text[len(text) // 2 :]}</answer>"
     for completion in (text, f"<think>{text}</answer>", wrapped):
-        assert fastest(lambda text: compute_score("demo", text, "happy"), completion) < 0.05
-        assert fastest(lambda text: consistency(explanation(text), "happy"), completion) < 0.05
+        for name in TERMS:
+            assert fastest(TERMS[name], completion, "happy") < 0.05, name
+        assert fastest(lambda text: consistency(extract_explanation(text), "happy"), completion) < 0.05
 
 
 def fastest(function, *args):
@@ -69,6 +70,22 @@ def test_compute_score_follows_verls_contract():
     }
     assert compute_score("demo", GOOD, "sad", accuracy_weight=3.0, format_weight=0.5)["score"] == 0.5
     assert compute_score("demo", "happy", "happy", accuracy_weight=3.0, format_weight=0.5)["score"] == 3.0
+
+
+def test_terms_are_a_table_of_weights_over_the_papers_two():
+    text = "<think>His face is bright. He is happy.</think>\n<answer>happy</answer>"
+    assert compute_score("demo", text, "happy", explanation=0.5)["score"] == 2.5
+    assert compute_score("demo", text, "sad", explanation=0.5, format=0.25)["score"] == 0.25
+    measured = compute_score("demo", text, "happy", format=0, faithfulness={"weight": 0, "senses": ["sight"]})
+    assert measured == {"score": 1.0, "accuracy": 1.0, "format": 1.0, "faithfulness": 1.0, "pred": "happy"}
+    assert compute_score("demo", text, "happy", explanation=1).keys() >= {"explanation", "eea", "epc", "fcr"}
+
+
+def test_an_unknown_term_is_refused_with_the_list():
+    with pytest.raises(TypeError, match=r"no reward term 'explanations'; there are accuracy, format, explanation, "):
+        compute_score("demo", GOOD, "happy", explanations=1.0)
+    with pytest.raises(TypeError, match="verifyer"):
+        compute_score("demo", GOOD, "happy", explanation={"verifyer": "DIR"})
 
 
 def test_import_is_light():
@@ -118,7 +135,7 @@ def reward_manager(**reward):
     return get_reward_manager_cls("accuracy_format")(config=config, tokenizer=WordTokenizer(), compute_score=None)
 
 
-def scored(manager, label, response):
+def scored(manager, label, response, **row):
     import numpy as np
     import torch
     from verl import DataProto
@@ -132,6 +149,7 @@ def scored(manager, label, response):
             "data_source": np.array(["demo"], dtype=object),
             "reward_model": np.array([{"ground_truth": label}], dtype=object),
             "extra_info": np.array([{"index": 0}], dtype=object),
+            **{key: np.array([value]) for key, value in row.items()},
         },
     )
     return manager.loop.run_until_complete(manager.run_single(data))
@@ -157,6 +175,21 @@ def test_reward_weights_come_from_the_configuration():
         reward_manager(reward_kwargs={"accurracy_weight": 0.5})
     with pytest.raises(ValueError, match=r"custom_reward_function\.path=mine\.py"):
         reward_manager(custom_reward_function={"path": "mine.py"})
+
+
+def test_manager_scores_the_terms_of_the_configuration():
+    manager = reward_manager(reward_kwargs={"explanation": 0.5, "faithfulness": {"weight": 2}})
+    prompt = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Who?"}]}]
+    result = scored(manager, "happy", [0, 1, 2, 3], raw_prompt=prompt)
+    extra = result["reward_extra_info"]
+    # "He smiles.": no word of an emotion, and the one sense that a clip without sound has.
+    assert (extra["explanation"], extra["faithfulness"], result["reward_score"]) == (0.0, 1.0, 4.0)
+    assert scored(manager, "happy", [0, 1, 2, 3])["reward_extra_info"]["faithfulness"] == 0.5
+
+
+def test_manager_goes_with_verls_reward_model_where_the_function_is_its_own():
+    manager = reward_manager(custom_reward_function={"path": "pkg://verl_omni.rewards"})
+    assert scored(manager, "happy", [0, 1, 2, 3])["reward_score"] == 2.0
 
 
 def test_verls_validation_turns_the_per_class_figures_into_recalls():

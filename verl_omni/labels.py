@@ -1,40 +1,20 @@
-"""The emotion words of each corpus: two named vocabularies, and the map between them.
+"""The emotion labels of each corpus, and the one spelling that rewards and metrics compare.
 
-Rewards compare strings exactly, so rows must hold the words that a model is to answer with. ``authors`` are the words
-of R1-Omni's scripts (repository HumanMLLM/R1-Omni: the label options in ``humanomni/eval/eval_mafw_dfew.py``, the
-mapping of RAVDESS in ``eval_ravedess.py``, the example answer `anxious` in the README), which its released checkpoints
-answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never normalized in
-training; at evaluation it is if, and only if, that is asked for.
+Rewards compare strings exactly, so rows must hold these spellings; ``normalize`` maps a corpus' own ones to them.
+A model's answer is never normalized: "happiness" for "happy" is a miss, in training as in the published figures.
 """
 
 LABELS: dict[str, tuple[str, ...]] = {
     "dfew": ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
     "mafw": (
         *("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-        *("contemptuous", "anxious", "helpless", "disappointed"),
+        *("contempt", "anxiety", "helplessness", "disappointment"),
     ),
     "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"),
-    "crema_d": ("angry", "disgust", "fear", "happy", "neutral", "sad"),
-    "meld": ("neutral", "surprise", "fear", "sad", "happy", "disgust", "angry"),
-    "emer": ("neutral", "angry", "happy", "sad", "anxious", "surprise"),
     "demo": ("happy", "neutral", "angry", "sad"),
 }
-VOCABULARIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "authors": LABELS,
-    "corpus": LABELS
-    | {
-        "mafw": (
-            *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
-            *("contempt", "anxiety", "helplessness", "disappointment"),
-        ),
-        "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
-        "crema_d": ("anger", "disgust", "fear", "happy", "neutral", "sad"),
-        "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
-        "emer": ("neutral", "angry", "happy", "sad", "worried", "surprise"),
-    },
-}
 
-# Another word for a class -> the authors' word.
+# Spelling found in annotations -> the spelling of LABELS.
 ALIASES: dict[str, str] = {
     "anger": "angry",
     "happiness": "happy",
@@ -45,49 +25,29 @@ ALIASES: dict[str, str] = {
     "fearful": "fear",
     "afraid": "fear",
     "neutrality": "neutral",
-    "contempt": "contemptuous",
-    "anxiety": "anxious",
-    "worried": "anxious",
-    "helplessness": "helpless",
-    "disappointment": "disappointed",
+    "contemptuous": "contempt",
+    "anxious": "anxiety",
+    "helpless": "helplessness",
+    "disappointed": "disappointment",
 }
 
 
-def canonical(word: str) -> str:
-    """Return the authors' word for the class that ``word`` names; a word that names none comes back in lower case.
-
-    >>> canonical(" Anxiety"), canonical("bored")
-    ('anxious', 'bored')
-    """
-    word = word.strip().lower()
-    return ALIASES.get(word, word)
-
-
-def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
-    """Return ``label`` as ``VOCABULARIES[vocabulary][corpus]`` words it; case and surrounding space don't matter.
+def normalize(label: str, corpus: str) -> str:
+    """Return ``label`` in the spelling of ``LABELS[corpus]``; case and surrounding space don't matter.
 
     Raises:
-        ValueError: corpus or vocabulary are unknown, or the corpus has no such label.
+        ValueError: the corpus is unknown, or has no such label.
 
-    >>> normalize("contempt", "mafw"), normalize("contempt", "mafw", "corpus")
-    ('contemptuous', 'contempt')
+    >>> normalize("Anger", "dfew")
+    'angry'
     """
-    known = VOCABULARIES.get(vocabulary)
-    if known is None or corpus not in known:
+    if corpus not in LABELS:
+        raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(LABELS)}")
+    spelling = label.strip().lower()
+    spelling = ALIASES.get(spelling, spelling)
+    if spelling not in LABELS[corpus]:
         raise ValueError(
-            f"unknown vocabulary {vocabulary!r} or corpus {corpus!r}; known: {', '.join(VOCABULARIES)} of "
-            f"{', '.join(LABELS)}"
+            f"label {label!r} is not one of {corpus}'s ({', '.join(LABELS[corpus])}); "
+            "correct the annotation or add the spelling to verl_omni.labels.ALIASES"
         )
-    for word in known[corpus]:
-        if canonical(word) == canonical(label):
-            return word
-    raise ValueError(
-        f"label {label!r} is not one of {corpus}'s ({', '.join(known[corpus])}); "
-        "correct the annotation or add the spelling to verl_omni.labels.ALIASES"
-    )
-
-
-def label_set(corpus: str, found: set[str]) -> tuple[str, ...]:
-    """Return the corpus's words in the vocabulary that the labels ``found`` in rows are of; none if it has none."""
-    sets = [words[corpus] for words in VOCABULARIES.values() if corpus in words]
-    return max(sets, key=lambda words: len(found & set(words)), default=())
+    return spelling

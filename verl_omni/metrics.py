@@ -1,8 +1,16 @@
-"""WAR and UAR, the two figures of the emotion recognition literature, in %."""
+"""The figures of the emotion recognition literature, in %.
+
+WAR and UAR; EEA, EPC and FCR of explanations (ERV, arXiv 2510.23506); the emotion-wheel score, hit rate and weighted F1
+of an open vocabulary (MER-UniBench, arXiv 2501.16566).
+"""
 
 from collections.abc import Sequence
 
-from sklearn.metrics import accuracy_score, recall_score
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from verl_omni.rewards.lexicon import emotion_of
+from verl_omni.rewards.wheel import emotion_list, harmonic_mean, sectors, set_scores
 
 
 def war(labels: Sequence[str], predictions: Sequence[str]) -> float:
@@ -24,6 +32,86 @@ def uar(labels: Sequence[str], predictions: Sequence[str]) -> float:
     """
     truth, answers = _as_text(labels, predictions)
     return 100 * float(recall_score(truth, answers, labels=sorted(set(truth)), average="macro", zero_division=0))
+
+
+def eea(labels: Sequence[str], explained: Sequence[str]) -> float:
+    """Explanation emotion accuracy in %: the share of explanations whose emotion is the label.
+
+    Args:
+        labels: the true emotions, in any spelling.
+        explained: the emotion of each explanation (``verl_omni.rewards.explanation.explained_emotion``), or empty.
+    """
+    return war([emotion_of(label) for label in labels], explained)
+
+
+def epc(predictions: Sequence[str], explained: Sequence[str]) -> float:
+    """Explanation-prediction consistency in %: the share of explanations whose emotion is the answer, right or not."""
+    return eea(predictions, explained)
+
+
+def fcr(labels: Sequence[str], predictions: Sequence[str], explained: Sequence[str]) -> float:
+    """Faithful consistency rate in %: the share of rows where explanation and answer are both right.
+
+    >>> fcr(["happy", "sad"], ["happy", "sad"], ["happy", "angry"])
+    50.0
+    """
+    both = [word if emotion_of(word) == emotion else "" for word, emotion in zip(predictions, explained, strict=True)]
+    return war([emotion_of(label) for label in labels], [emotion_of(word) for word in both])
+
+
+def wheel_score(labels: Sequence[str], predictions: Sequence[str], level: int = 1) -> dict[str, float]:
+    """MER-UniBench's emotion-wheel score in %: ``f``, ``precision`` and ``recall``, averaged over the five wheels.
+
+    In each wheel, precision and recall of the sets are averaged over rows, and ``f`` is the harmonic mean of the two
+    averages. A row whose label the wheel does not have is left out of it.
+
+    Args:
+        labels, predictions: lists of emotions as text ("happy, excited").
+        level: 1 for the wheels' inner ring, 2 for the middle one.
+
+    Raises:
+        ValueError: no label is in a wheel.
+    """
+    averages = [np.mean(rows, axis=0).tolist() for rows in _scores_by_wheel(labels, predictions, level)]
+    wheels = [(harmonic_mean(precision, recall), precision, recall) for precision, recall in averages]
+    return dict(zip(("f", "precision", "recall"), (100 * np.mean(wheels, axis=0)).tolist(), strict=True))
+
+
+def hit_rate(labels: Sequence[str], predictions: Sequence[str]) -> float:
+    """MER-UniBench's hit rate for basic emotions in %: rows whose answers have the label's sector among theirs.
+
+    Averaged over the five wheels; a row whose label a wheel does not have (neutral) is left out of it.
+
+    Raises:
+        ValueError: no label is in a wheel.
+    """
+    wheels = _scores_by_wheel(labels, predictions, level=1)
+    return 100 * float(np.mean([np.mean([recall > 0 for _, recall in rows]) for rows in wheels]))
+
+
+def _scores_by_wheel(labels: Sequence[str], predictions: Sequence[str], level: int) -> list[list[tuple[float, float]]]:
+    rows = [
+        set_scores(*(sectors(emotion_list(text), level) for text in pair))
+        for pair in zip(*_as_text(labels, predictions), strict=True)
+    ]
+    wheels = [[row for row in wheel if row] for wheel in zip(*rows, strict=True)]
+    if not any(wheels):
+        raise ValueError(f"no label of {sorted(set(labels))[:5]} is in an emotion wheel")
+    return [wheel for wheel in wheels if wheel]
+
+
+def weighted_f1(labels: Sequence[str], predictions: Sequence[str]) -> float:
+    """F1 of each class present in ``labels``, weighted by its rows, in %.
+
+    MER-UniBench's primary figure for sentiment, with ``positive`` and ``negative`` as classes; it leaves out the rows
+    whose annotated valence is 0.
+
+    >>> weighted_f1(["positive", "positive", "negative"], ["positive", "negative", "negative"])
+    66.66666666666666
+    """
+    truth, answers = _as_text(labels, predictions)
+    classes = sorted(set(truth))
+    return 100 * float(f1_score(truth, answers, labels=classes, average="weighted", zero_division=0))
 
 
 def _as_text(labels: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -14,18 +14,26 @@ from verl_omni.study.stages import StageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder (default outputs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the GRPO stage, as trainer.n_gpus_per_node=2")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="RECIPE",
+        help="GRPO once more with each of these recipes on top, from the same cold start: explanation, dapo, dr_grpo, "
+        "gspo, rloo, no_think",
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the GRPO stages, as trainer.n_gpus_per_node=2")
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    demo = Demo(args.out.resolve(), args.seed, args.overrides)
+    demo = Demo(args.out.resolve(), args.seed, args.overrides, args.variants)
     try:
         run_stages(demo)
     except StageError as error:
         print(f"error: {error}\n(the same command goes on where this stopped)", file=sys.stderr)
         return 1
-    Console().print(summary(demo.out))
+    Console().print(summary(demo))
     print(f"rewards: {draw_rewards(demo.out)}\nreport:  {demo.out / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 0

@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     }
     console = Console(width=None if sys.stdout.isatty() else 110)  # rich gives a pipe 80 columns
     console.print(scores_table(scores, changed))
+    console.print(explanations_table(scores))
     for score in scores:
         for row, reason in score.failures:
             print(f"failed ({score.variant}), counted as a miss: {row}: {reason}", file=sys.stderr)
@@ -138,6 +139,28 @@ def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) 
             str(score.truncated),
             str(len(score.failures)),
             f"{100 * differing / compared:.1f}" if compared else "",
+        )
+    return table
+
+
+def explanations_table(scores: list) -> Table:
+    """What the explanations are worth, and the answers as an open vocabulary, for the terminal."""
+    table = Table(title="explanations, and answers by emotion wheels, in %")
+    columns = ("corpus", "variant", "EEA", "EPC", "FCR", "sight", "sound", "hallucinations", "wheel F", "hit rate")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right")
+    table.caption = (
+        "EEA, EPC, FCR: the explanation's emotion is the label, the answer, both; sight, sound: explanations that "
+        "mention them; hallucinations: rows whose explanation mentions a sense that the model was not given"
+    )
+    for score in scores:
+        figures = [score.eea, score.epc, score.fcr, *score.mentions.values()]
+        wheel = [score.wheel["f"], score.wheel["hit_rate"]] if score.wheel else []
+        table.add_row(
+            *(score.data_source, score.variant),
+            *(f"{figure:.1f}" for figure in figures),
+            str(score.hallucinations),
+            *(f"{figure:.1f}" for figure in wheel),
         )
     return table
 

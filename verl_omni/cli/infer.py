@@ -48,12 +48,11 @@ def run(args: argparse.Namespace) -> int:
     except MediaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from verl_omni.evaluation.consistency import explanation
-    from verl_omni.rewards import extract_answer
+    from verl_omni.rewards import extract_answer, extract_explanation
 
     if senses != ["video", "audio"]:
         print(f"note: {args.clip} has {'picture' if senses == ['video'] else 'sound'} only", file=sys.stderr)
-    print(f"think:  {explanation(completion) or '(none)'}")
+    print(f"think:  {extract_explanation(completion) or '(none)'}")
     print(f"answer: {extract_answer(completion) or '(none)'}")
     return 0
 

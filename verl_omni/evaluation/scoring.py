@@ -1,4 +1,4 @@
-"""What a set of answers is worth: WAR, UAR, recall by class, confusion, intervals, format, consistency.
+"""What a set of answers is worth: WAR, UAR, recall by class, confusion, intervals, format; what its explanations are.
 
 A prediction is the text that the accuracy reward compares with the label, so WAR here is the mean accuracy reward of
 verl's validation. A row without an answer (its media did not decode) counts as a miss, and so does an answer outside
@@ -6,20 +6,25 @@ the corpus's label set; both are listed.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
-from verl_omni.evaluation.ablation import NORMAL, VARIANTS
-from verl_omni.evaluation.consistency import consistency, explanation
+from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
+from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer
-from verl_omni.labels import label_set
-from verl_omni.metrics import uar, war
-from verl_omni.rewards import extract_answer, format_reward
+from verl_omni.labels import LABELS
+from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
+from verl_omni.rewards import extract_answer, extract_explanation, format_reward
+from verl_omni.rewards.explanation import explained_emotion
+from verl_omni.rewards.lexicon import senses_in
+from verl_omni.rewards.wheel import emotion_list, sectors
 
 OTHER = "(other)"
+TAKEN = {VIDEO_BLANKED: "sight", AUDIO_MUTED: "sound"}
 RESAMPLES = 2000
 
 
@@ -39,6 +44,10 @@ class Score:
         failures: Rows without an answer: (id, reason).
         truncated: Answers cut off at the token limit.
         consistency: Rows whose explanation is `consistent`, `contradicting` or `silent`.
+        eea, epc, fcr: Of the explanations (`verl_omni.metrics`), by the rules of `verl_omni.rewards.lexicon`.
+        mentions: Share of the explanations that mention `sight`, and `sound`.
+        hallucinations: Rows whose explanation mentions a sense that the model was not given.
+        wheel: Emotion-wheel score `f`, `precision`, `recall`, and `hit_rate`; None if no label is in a wheel.
     """
 
     model: str
@@ -58,11 +67,33 @@ class Score:
     failures: list[tuple[str, str]]
     truncated: int
     consistency: dict[str, int]
+    eea: float
+    epc: float
+    fcr: float
+    mentions: dict[str, float]
+    hallucinations: int
+    wheel: dict[str, float] | None
+
+
+def explanation(answer: Answer) -> str:
+    """The text of an answer's explanation; empty for a row that failed."""
+    return extract_explanation(answer.completion)
 
 
 def prediction(answer: Answer) -> str:
     """The emotion an answer gives; empty for a row that failed."""
     return "" if answer.error else extract_answer(answer.completion)
+
+
+def label_set(data_source: str, labels: list[str]) -> list[str]:
+    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER).
+
+    Labels that list several emotions (an open vocabulary) are no classes: there is no set then.
+    """
+    if any(len(emotion_list(label)) > 1 for label in labels):
+        return []
+    stated = LABELS.get(data_source, ())
+    return [*stated, *sorted(set(labels) - set(stated))]
 
 
 def score(answers: list[Answer]) -> Score:
@@ -77,12 +108,13 @@ def score(answers: list[Answer]) -> Score:
     ((model, data_source, variant),) = groups
     truth = [answer.label for answer in answers]
     predicted = [prediction(answer) for answer in answers]
-    stated = label_set(data_source, set(truth))
-    known = [*stated, *sorted(set(truth) - set(stated))]  # all there is for a corpus without a label set
+    known = label_set(data_source, truth)
     failures = [(answer.id, answer.error) for answer in answers if answer.error]
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
     columns = [*known, OTHER]
-    matrix = confusion_matrix(truth, [word if word in known else OTHER for word in predicted], labels=columns)
+    explained = [explained_emotion(answer.completion) for answer in answers]
+    in_set = [[word if word in known else OTHER for word in words] for words in (truth, predicted)]
+    matrix = confusion_matrix(*in_set, labels=columns)
     support = Counter(truth)
     war_interval, uar_interval = intervals(truth, predicted)
     return Score(
@@ -102,8 +134,37 @@ def score(answers: list[Answer]) -> Score:
         out_of_set=dict(Counter(word for _, word in answered if word not in known).most_common()),
         failures=failures,
         truncated=sum(answer.finish_reason == "length" for answer in answers),
-        consistency=dict(Counter(consistency(explanation(answer.completion), word) for answer, word in answered)),
+        consistency=dict(Counter(consistency(explanation(answer), word) for answer, word in answered)),
+        eea=eea(truth, explained),
+        epc=epc(predicted, explained),
+        fcr=fcr(truth, predicted, explained),
+        wheel=_wheel(truth, predicted),
+        **_senses(answers),
     )
+
+
+def senses_given(answer: Answer) -> set[str]:
+    """Of `sight` and `sound`, what the model was given: the row's media, but for what the variant took away."""
+    given = {"sight": bool(answer.videos), "sound": bool(answer.audios)}
+    return {sense for sense, there in given.items() if there} - {TAKEN.get(answer.variant)}
+
+
+def _senses(answers: list[Answer]) -> dict:
+    mentioned = [senses_in(explanation(answer)) for answer in answers]
+    return {
+        "mentions": {
+            sense: 100.0 * sum(sense in senses for senses in mentioned) / len(answers) for sense in ("sight", "sound")
+        },
+        "hallucinations": sum(
+            bool(senses - senses_given(answer)) for senses, answer in zip(mentioned, answers, strict=True)
+        ),
+    }
+
+
+def _wheel(truth: list[str], predicted: list[str]) -> dict[str, float] | None:
+    if not any(any(sectors(emotion_list(label))) for label in set(truth)):
+        return None
+    return {**wheel_score(truth, predicted), "hit_rate": hit_rate(truth, predicted)}
 
 
 def intervals(
@@ -153,17 +214,18 @@ def score_all(answers: list[Answer]) -> list[Score]:
     return [score(groups[key]) for key in sorted(groups, key=lambda key: (order.index(key[:2]), key[2]))]
 
 
-def changed_share(answers: list[Answer], variant: str) -> tuple[int, int]:
+def changed_share(answers: list[Answer], variant: str, part: Callable[[Answer], str] = prediction) -> tuple[int, int]:
     """How many rows' answer changes in a variant.
 
     Args:
         answers: Answers of one model and corpus in all variants.
         variant: `video_blanked` or `audio_muted`.
+        part: What of an answer to compare; its emotion by default.
 
     Returns:
         Changed rows and compared rows: those that were answered in both variants.
     """
-    normal = {answer.id: prediction(answer) for answer in answers if answer.variant == NORMAL and not answer.error}
-    other = {answer.id: prediction(answer) for answer in answers if answer.variant == variant and not answer.error}
+    normal = {answer.id: part(answer) for answer in answers if answer.variant == NORMAL and not answer.error}
+    other = {answer.id: part(answer) for answer in answers if answer.variant == variant and not answer.error}
     both = normal.keys() & other.keys()
     return sum(normal[row] != other[row] for row in both), len(both)

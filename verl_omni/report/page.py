@@ -9,9 +9,9 @@ import jinja2
 import numpy as np
 
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
-from verl_omni.evaluation.consistency import consistency, explanation
+from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer, ResultsError, read_answers
-from verl_omni.evaluation.scoring import Score, changed_share, prediction, score_all
+from verl_omni.evaluation.scoring import Score, changed_share, explanation, prediction, score, score_all
 from verl_omni.metrics import war
 from verl_omni.report import clips, curves
 
@@ -85,7 +85,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
-    models = list(dict.fromkeys(score.model for score in scores))
+    models = list(dict.fromkeys(one.model for one in scores))
     page = environment.get_template("page.html.jinja").render(
         title=title or "Emotion recognition from picture and sound",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -93,7 +93,7 @@ def write_report(
         colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *metrics]))},
         table=results_table(scores),
         published=PUBLISHED,
-        scores=[score for score in scores if score.variant == NORMAL],
+        scores=[one for one in scores if one.variant == NORMAL],
         heat=heat,
         modality=modality_rows(answers),
         charts=charts,
@@ -135,27 +135,27 @@ def name_of(path: str | Path, among: Sequence[str | Path]) -> str:
 def results_table(scores: list[Score]) -> dict:
     """Measured scores by model and corpus, and the corpora that either table has, in the paper's order."""
     measured: dict[str, dict[str, Score]] = {}
-    for score in scores:
-        if score.variant == NORMAL:
-            measured.setdefault(score.model, {})[score.data_source] = score
-    named = dict.fromkeys(score.data_source for score in scores)
+    for one in scores:
+        if one.variant == NORMAL:
+            measured.setdefault(one.model, {})[one.data_source] = one
+    named = dict.fromkeys(one.data_source for one in scores)
     corpora = [*(corpus for corpus in named if corpus not in PUBLISHED["R1-Omni"]), *PUBLISHED["R1-Omni"]]
     return {"measured": measured, "corpora": corpora}
 
 
-def heat(score: Score) -> list[dict]:
+def heat(of: Score) -> list[dict]:
     """Rows of a confusion matrix, with each cell's share of its true class."""
     rows = []
-    for label, counts in zip(score.labels[:-1], score.confusion, strict=False):
+    for label, counts in zip(of.labels[:-1], of.confusion, strict=False):
         total = sum(counts)
         if total:
-            cells = [(column, n, n / total) for column, n in zip(score.labels, counts, strict=True)]
-            rows.append({"label": label, "total": total, "cells": cells, "recall": score.recall[label]})
+            cells = [(column, n, n / total) for column, n in zip(of.labels, counts, strict=True)]
+            rows.append({"label": label, "total": total, "cells": cells, "recall": of.recall[label]})
     return rows
 
 
 def modality_rows(answers: list[Answer]) -> list[dict]:
-    """For each model, corpus and sense taken away: WAR with and without it on the same rows, answers changed."""
+    """For each model, corpus and sense taken away: WAR with and without it on the same rows, and what changes."""
     rows = []
     for model, corpus in dict.fromkeys((answer.model, answer.data_source) for answer in answers):
         mine = [answer for answer in answers if (answer.model, answer.data_source) == (model, corpus)]
@@ -166,7 +166,10 @@ def modality_rows(answers: list[Answer]) -> list[dict]:
             if both and without:
                 changed, compared = changed_share(mine, variant)
                 row = {"model": model, "corpus": corpus, "sense": sense, "changed": changed, "compared": compared}
-                rows.append(row | {"war": share_right(both), "war_without": share_right(without)})
+                row |= {"war": share_right(both), "war_without": share_right(without)}
+                row["rewritten"] = changed_share(mine, variant, explanation)[0]
+                row["hallucinations"] = score(without).hallucinations
+                rows.append(row)
     return rows
 
 
@@ -201,7 +204,7 @@ def _model_answer(answers: list[Answer]) -> ModelAnswer:
     by_variant = {answer.variant: answer for answer in answers}
     shown = by_variant.get(NORMAL, answers[0])
     word = prediction(shown)
-    think = explanation(shown.completion)
+    think = explanation(shown)
     return ModelAnswer(
         model=shown.model,
         right=word == shown.label and not shown.error,

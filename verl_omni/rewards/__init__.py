@@ -1,56 +1,74 @@
-"""R1-Omni's two verifiable rewards (arXiv 2503.05379, section 3): accuracy and format. Pure Python.
+"""Rewards for emotion recognition: the two of R1-Omni (arXiv 2503.05379, section 3), and more on request. Pure Python.
 
 In any verl project, without anything else of this package::
 
     reward.custom_reward_function.path=pkg://verl_omni.rewards reward.custom_reward_function.name=compute_score
 
-``verl_omni.rewards.manager`` is the verl reward manager; it is not imported here, so that this stays light.
+answer.py        accuracy and format, the paper's; the parts of a completion
+explanation.py   does the explanation support the label (ERV)?
+faithfulness.py  does it use the senses that the clip has?
+length.py        DAPO's soft overlong punishment
+wheel.py         several emotions in an answer, compared by emotion wheels (MER-UniBench)
+lexicon.py       words for emotions and senses, and which of them a sentence asserts
+
+``verl_omni.rewards.manager`` is the verl reward manager, ``model_verifier`` asks a sequence classifier; neither is
+imported here, so that this stays light.
 """
 
-import re
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-# Time is linear in the text: what follows a tag on its line is looked at once, and what stands between explanation and
-# answer is looked for alone.
-ANSWER = re.compile(r"<answer>(.*)")
-BETWEEN = re.compile(r"</think>\s*<answer>")
+from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward
+from verl_omni.rewards.explanation import coherence, explanation_reward
+from verl_omni.rewards.faithfulness import faithfulness_reward
+from verl_omni.rewards.length import length_reward
+from verl_omni.rewards.wheel import hit_reward, wheel_reward
+
+__all__ = [
+    "accuracy_reward",
+    "compute_score",
+    "explanation_reward",
+    "extract_answer",
+    "extract_explanation",
+    "faithfulness_reward",
+    "format_reward",
+    "hit_reward",
+    "length_reward",
+    "wheel_reward",
+]
+
+# Name in the configuration and among the metrics -> function of completion and label.
+TERMS: dict[str, Callable[..., float]] = {
+    "accuracy": accuracy_reward,
+    "format": format_reward,
+    "explanation": explanation_reward,
+    "faithfulness": faithfulness_reward,
+    "length": length_reward,
+    "wheel": wheel_reward,
+    "hit": hit_reward,
+}
+PAPER = {"accuracy": 1.0, "format": 1.0}  # R1-Omni adds both unweighted
 
 
-def extract_answer(text: str) -> str:
-    """Return the first single-line ``<answer>…</answer>``'s content, else the whole text, stripped.
+def read_terms(given: Mapping[str, float | Mapping[str, Any]]) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Return weight and arguments of each reward term: the paper's two, and what is given.
 
-    A tag whose content holds a newline is no answer tag to the original.
+    Args:
+        given: term -> weight, or a mapping of ``weight`` and the term's own arguments
+            (``{explanation: {weight: 0.5, verifier: DIR}}``). ``accuracy_weight`` is ``accuracy``.
+
+    Raises:
+        TypeError: there is no such term.
     """
-    answers = (rest.partition("</answer>")[0] for rest in ANSWER.findall(text) if "</answer>" in rest)
-    return next(answers, text).strip()
-
-
-def accuracy_reward(completion: str, label: str) -> float:
-    """Return 1.0 if the completion's answer equals ``label`` exactly, else 0.0.
-
-    ``label`` may be bare (``happy``) or tagged (``<answer> happy </answer>``), as R1-Omni's own data has it.
-
-    R1-Omni also asks math_verify first, which makes "class 2" right for the label "emotion 2"; that has no meaning
-    for emotion words and is left out.
-
-    >>> accuracy_reward("<think>He smiles.</think>\\n<answer>happy</answer>", "happy")
-    1.0
-    """
-    return float(extract_answer(completion) == extract_answer(label))
-
-
-def format_reward(completion: str) -> float:
-    """Return 1.0 if the whole completion is ``<think>…</think>`` then ``<answer>…</answer>``, else 0.0.
-
-    A trailing newline is already a miss, as in the original.
-
-    >>> format_reward("<answer>happy</answer>")
-    0.0
-    """
-    start, end = len("<think>"), len(completion) - len("</answer>")
-    outer = completion.startswith("<think>") and completion.endswith("</answer>")
-    return float(outer and BETWEEN.search(completion, start, end) is not None)
+    terms = {}
+    for name, value in [*PAPER.items(), *given.items()]:
+        term = name.removesuffix("_weight")
+        if term not in TERMS:
+            raise TypeError(f"no reward term {name!r}; there are {', '.join(TERMS)}")
+        arguments = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        terms[term] = (float(arguments.pop("weight", 1.0)), arguments)
+    return terms
 
 
 def compute_score(
@@ -58,8 +76,9 @@ def compute_score(
     solution_str: str,
     ground_truth: str,
     extra_info: dict[str, Any] | None = None,
-    accuracy_weight: float = 1.0,
-    format_weight: float = 1.0,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer: Any = None,
+    **terms: float | Mapping[str, Any],
 ) -> dict[str, float | str]:
     """Score one completion, by the contract of verl's ``custom_reward_function``.
 
@@ -67,21 +86,29 @@ def compute_score(
         data_source: the row's corpus; not used, the rule is the same for all.
         solution_str: the decoded completion without special tokens.
         ground_truth: the label.
-        extra_info: the row's extra information; not used.
-        accuracy_weight, format_weight: R1-Omni adds both rewards unweighted.
+        extra_info: the row's extra information; ``senses``, where it has them, are those the model was given.
+        reward_router_address: where verl serves the explanation's verifier (``reward.reward_model``), if it does.
+        reward_model_tokenizer: verl passes it along; not used.
+        terms: weights, and arguments, of reward terms, as for ``read_terms``. A term of weight 0 is measured alone.
 
     Returns:
-        ``score`` (the weighted sum), ``accuracy``, ``format``, and ``pred``, the answer as text: verl averages the
-        numbers and uses ``pred`` for its majority votes.
+        ``score`` (the weighted sum), each term's value, and ``pred``, the answer as text: verl averages the numbers and
+        uses ``pred`` for its majority votes. With the term ``explanation`` also ``eea``, ``epc`` and ``fcr``.
     """
-    accuracy = accuracy_reward(solution_str, ground_truth)
-    form = format_reward(solution_str)
-    return {
-        "score": accuracy_weight * accuracy + format_weight * form,
-        "accuracy": accuracy,
-        "format": form,
-        "pred": extract_answer(solution_str),
-    }
+    parts: dict[str, float] = {}
+    score = 0.0
+    for name, (weight, arguments) in read_terms(terms).items():
+        if name == "faithfulness" and "senses" in (extra_info or {}):
+            arguments = {"senses": extra_info["senses"], **arguments}
+        if name == "explanation" and reward_router_address:
+            from verl_omni.rewards.model_verifier import served
+
+            arguments["verifier"] = served(arguments["verifier"], reward_router_address)
+        parts[name] = TERMS[name](solution_str, ground_truth, **arguments)
+        score += weight * parts[name]
+        if name == "explanation":
+            parts |= coherence(solution_str, ground_truth, **arguments)
+    return {"score": score, **parts, "pred": extract_answer(solution_str)}
 
 
 def register_manager(reward_manager: ModuleType) -> None:

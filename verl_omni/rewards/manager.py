@@ -1,30 +1,35 @@
-"""verl's reward manager ``accuracy_format``: R1-Omni's two rewards, and what UAR needs at validation.
+"""verl's reward manager ``accuracy_format``: R1-Omni's two rewards, further terms, and what UAR needs at validation.
 
     reward.reward_manager.name=accuracy_format
-    +reward.reward_kwargs.accuracy_weight=1.0 +reward.reward_kwargs.format_weight=1.0
+    +reward.reward_kwargs={accuracy: 1, format: 1, explanation: 0.5}      (without it: the first two)
 
-``reward.reward_kwargs`` is where verl's own managers (``dapo``) read theirs.
+``reward.reward_kwargs`` is where verl's own managers (``dapo``) read theirs. ``verl_omni.rewards.TERMS`` has the terms.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import NaiveRewardManager, register
 
-from verl_omni.rewards import compute_score, extract_answer
+from verl_omni import rewards
+from verl_omni.data.dataset import content_items
+from verl_omni.rewards import extract_answer, read_terms
+
+SENSE_OF_MEDIA = {"video": "sight", "audio": "sound"}
 
 
 @register("accuracy_format")
 class AccuracyFormatRewardManager(NaiveRewardManager):
-    """Score a completion with ``verl_omni.rewards.compute_score``.
+    """Score a completion with ``verl_omni.rewards.compute_score`` and the terms of ``reward.reward_kwargs``.
 
     Raises:
-        ValueError: a custom reward function is configured too: the manager would have to ignore one of them.
-        TypeError: ``reward.reward_kwargs`` holds anything but the two weights.
+        ValueError: a custom reward function is configured too: the manager would have to ignore one of them. Where verl
+            serves a reward model it asks for a function; ``pkg://verl_omni.rewards`` says that it is this one.
+        TypeError: ``reward.reward_kwargs`` holds something that is no reward term.
     """
 
     def __init__(
@@ -35,16 +40,14 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
         **reward_model: Any,
     ):
         function = config.reward.custom_reward_function.path
-        if function:
+        if function and function != "pkg://verl_omni.rewards":
             raise ValueError(
                 f"reward.custom_reward_function.path={function} and reward.reward_manager.name=accuracy_format: "
                 "both score completions; keep one (reward.reward_manager.name=naive calls the function)"
             )
-        super().__init__(config, tokenizer, self._weighted(**config.reward.get("reward_kwargs", {})), **reward_model)
-
-    @staticmethod
-    def _weighted(accuracy_weight: float = 1.0, format_weight: float = 1.0) -> Callable[..., dict]:
-        return partial(compute_score, accuracy_weight=accuracy_weight, format_weight=format_weight)
+        terms = OmegaConf.to_container(config.reward.get("reward_kwargs") or OmegaConf.create(), resolve=True)
+        read_terms(terms)
+        super().__init__(config, tokenizer, partial(rewards.compute_score, **terms), **reward_model)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Return ``reward_score`` and ``reward_extra_info``, whose numbers verl averages at validation.
@@ -52,8 +55,12 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
         Besides ``compute_score``'s values there is ``recall/<label>`` in rows of that label alone: verl's mean over the
         rows that have it is the class' recall (UAR is not a mean over rows, but the mean of these figures).
         """
+        row = data[-1:][0].non_tensor_batch
+        if "raw_prompt" in row:
+            kinds = [item["type"] for item in content_items(row["raw_prompt"])]
+            row["extra_info"]["senses"] = [SENSE_OF_MEDIA[kind] for kind in kinds if kind in SENSE_OF_MEDIA]
         result = await super().run_single(data)
-        label = extract_answer(data[-1:][0].non_tensor_batch["reward_model"]["ground_truth"])
+        label = extract_answer(row["reward_model"]["ground_truth"])
         extra = result["reward_extra_info"]
         extra[f"recall/{label}"] = extra["accuracy"]
         return result

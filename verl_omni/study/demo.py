@@ -1,13 +1,14 @@
 """The whole study on the demo corpus, on a CPU, each stage by the command a user types.
 
-Corpus and tiny model, cold start, labels-only baseline, GRPO from the cold start, evaluation of the four models with
-each sense taken away, report. A stage whose result exists is not run again; a stage that was killed goes on from its
-last checkpoint.
+Corpus and tiny model, cold start, labels-only baseline, GRPO from the cold start, evaluation of the models with each
+sense taken away, report. A stage whose result exists is not run again; a stage that was killed goes on from its last
+checkpoint. Variants of GRPO (recipes such as ``explanation`` or ``dapo``) are trained beside it on demand, from the
+same cold start.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
@@ -29,12 +30,19 @@ class Demo:
     Attributes:
         out: folder of everything the demo makes.
         seed: of the corpus, the tiny model and the trainers.
-        overrides: Hydra overrides for the GRPO stage, as on its command line.
+        overrides: Hydra overrides for the GRPO stages, as on their command line.
+        variants: recipes that change GRPO; each makes a model of its own.
     """
 
     out: Path
     seed: int
     overrides: list[str]
+    variants: list[str] = field(default_factory=list)
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """Name -> recipe of each model, the variants' last."""
+        return MODELS | {f"R1-Omni+{variant}": f"[r1omni_cpu,{variant}]" for variant in self.variants}
 
     @property
     def data(self) -> Path:
@@ -45,7 +53,7 @@ class Demo:
 
     def model(self, name: str) -> Path | None:
         """Directory of a trained model in transformers' format; None before its training has ended."""
-        if MODELS[name] is None:
+        if self.models[name] is None:
             return self.out / "base"
         tracker = self.checkpoints(name) / "latest_checkpointed_iteration.txt"
         finished = self.checkpoints(name) / "finished"
@@ -66,18 +74,18 @@ class Demo:
     def supervised(self, name: str, rows: str) -> None:
         """Fine-tune the base with verl's SFT trainer."""
         command = [
-            *("-m", "verl.trainer.sft_trainer", f"+recipe={MODELS[name]}", f"trainer.seed={self.seed}"),
+            *("-m", "verl.trainer.sft_trainer", f"+recipe={self.models[name]}", f"trainer.seed={self.seed}"),
             *(f"model.path={self.out / 'base'}", f"data.train_files=[{self.data / rows}]"),
             f"trainer.default_local_dir={self.checkpoints(name)}",
         ]
         self.train(name, command)
 
-    def reinforce(self) -> None:
-        """GRPO from the cold start with verl's PPO trainer."""
-        name = "R1-Omni"
+    def reinforce(self, name: str) -> None:
+        """GRPO from the cold start (without reasoning: from the bare labels) with verl's PPO trainer."""
+        start = "MAFW-DFEW-SFT" if name.endswith("no_think") else "EMER-SFT"
         command = [
-            *("-m", "verl.trainer.main_ppo", f"+recipe={MODELS[name]}", f"data.seed={self.seed}"),
-            f"actor_rollout_ref.model.path={self.model('EMER-SFT')}",
+            *("-m", "verl.trainer.main_ppo", f"+recipe={self.models[name]}", f"data.seed={self.seed}"),
+            f"actor_rollout_ref.model.path={self.model(start)}",
             f"actor_rollout_ref.rollout.seed={self.seed}",
             f"data.train_files=[{self.data / 'train.parquet'}]",
             f"data.val_files=[{self.data / 'test.parquet'}]",
@@ -111,7 +119,7 @@ class Demo:
         execute(f"evaluate {name}", command, self.out / "logs" / f"evaluate-{name}.log", {}, lambda: lines_of(answers))
 
     def report(self) -> None:
-        results = [str(self.out / "results" / f"{name}.jsonl") for name in MODELS]
+        results = [str(self.out / "results" / f"{name}.jsonl") for name in self.models]
         logs = sorted(str(path) for path in (self.out / "logs").glob("*.jsonl"))
         command = ["-m", "verl_omni", "report", *results, "--logs", *logs, "--out", str(self.out / "report.html")]
         execute("report", command, self.out / "logs" / "report.log", {}, None)
@@ -121,26 +129,39 @@ def lines_of(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
-def scores_of(out: Path) -> Iterator[tuple[str, dict[str, dict]]]:
+def scores_of(demo: Demo) -> Iterator[tuple[str, dict[str, dict]]]:
     """Each model's scores by variant: normal, video_blanked, audio_muted."""
-    for name in MODELS:
-        scores = json.loads((out / "results" / f"{name}.scores.json").read_text())
+    for name in demo.models:
+        scores = json.loads((demo.out / "results" / f"{name}.scores.json").read_text())
         yield name, {score["variant"]: score for score in scores}
 
 
-def summary(out: Path) -> Table:
-    """Accuracy, UAR and format rate of the four models, and accuracy without each sense, in %."""
+def summary(demo: Demo) -> Table:
+    """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; contradicting explanations."""
     table = Table(title="held-out clips, in %")
-    for column in ("model", "accuracy", "UAR", "format", "without video", "without sound"):
+    for column in ("model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "contradicting"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for name, by_variant in scores_of(out):
+    for name, by_variant in scores_of(demo):
         normal = by_variant["normal"]
         table.add_row(
             name,
             *(f"{normal[key]:.1f}" for key in ("war", "uar", "format_rate")),
             *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
+            f"{normal['epc']:.1f}",
+            f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}",
         )
     return table
+
+
+def metrics_of(out: Path, name: str) -> dict[str, dict[int, float]]:
+    """A run's metrics by step, as verl logged them; of a run that was resumed, all its parts."""
+    points: dict[str, dict[int, float]] = {}
+    for metrics in sorted((out / "logs").glob(f"{name}.*.jsonl")):
+        for line in metrics.read_text().splitlines():
+            record = json.loads(line)
+            for key, value in record["data"].items():
+                points.setdefault(key, {})[record["step"]] = value
+    return points
 
 
 def draw_rewards(out: Path) -> Path:
@@ -150,17 +171,10 @@ def draw_rewards(out: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    points: dict[str, dict[int, float]] = {}
-    for metrics in sorted((out / "logs").glob("R1-Omni.*.jsonl")):
-        for line in metrics.read_text().splitlines():
-            record = json.loads(line)
-            for key, value in record["data"].items():
-                if key in CURVES:
-                    points.setdefault(key, {})[record["step"]] = value
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, by_step in points.items():
-        label, style = CURVES[key]
-        axes.plot(by_step.keys(), by_step.values(), style, label=label)
+    points = metrics_of(out, "R1-Omni")
+    for key, (label, style) in CURVES.items():
+        axes.plot(points[key].keys(), points[key].values(), style, label=label)
     axes.set(xlabel="GRPO step", ylabel="mean", ylim=(0, 2.05), title="Rewards on the demo corpus")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -181,7 +195,9 @@ def run_stages(demo: Demo) -> None:
     demo.prepare()
     demo.supervised("EMER-SFT", "sft.parquet")
     demo.supervised("MAFW-DFEW-SFT", "train_sft.parquet")
-    demo.reinforce()
-    for name in MODELS:
+    for name, recipe in demo.models.items():
+        if recipe and "r1omni_cpu" in recipe:
+            demo.reinforce(name)
+    for name in demo.models:
         demo.evaluate(name)
     demo.report()

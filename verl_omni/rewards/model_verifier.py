@@ -1,0 +1,80 @@
+"""The explanation's verifier as a model: any sequence classifier of transformers, here or served by verl.
+
+    +reward.reward_kwargs.explanation.verifier=DIR                      in the reward worker, on its CPU
+    ... reward.reward_model.enable=true reward.reward_model.model_path=DIR reward.reward_model.rollout.name=vllm
+        reward.custom_reward_function.path=pkg://verl_omni.rewards      as verl's reward model, where there is a GPU
+
+The classifier's labels (``id2label``) are emotion words; ERV's is a RoBERTa on the 28 of GoEmotions.
+"""
+
+import json
+from functools import lru_cache
+from urllib.request import Request, urlopen
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from verl_omni.rewards.explanation import Verifier
+from verl_omni.rewards.lexicon import emotion_of
+
+# ERV's: every emotion above the threshold, at most the two likeliest, and the likeliest where none is.
+THRESHOLD, AT_MOST = 0.1, 2
+
+
+class ModelVerifier:
+    """A directory's classifier as a ``Verifier``, run in this process on the CPU."""
+
+    def __init__(self, path: str):
+        config = AutoConfig.from_pretrained(path)
+        self.emotions = [emotion_of(config.id2label[index]) for index in range(config.num_labels)]
+        self.multi_label = config.problem_type == "multi_label_classification"
+        self.path = path
+
+    def logits(self, texts: list[str]) -> torch.Tensor:
+        """Return ``[texts, labels]``."""
+        tokenizer, model = _load_model(self.path)
+        with torch.inference_mode():
+            return model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
+
+    def __call__(self, texts: list[str]) -> list[list[str]]:
+        if not texts:
+            return []
+        logits = self.logits(texts).float()
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+        return [self._choose(row) for row in probabilities.tolist()]
+
+    def _choose(self, probabilities: list[float]) -> list[str]:
+        ranked = sorted(zip(probabilities, self.emotions, strict=True), reverse=True)
+        likely = [emotion for probability, emotion in ranked if probability > THRESHOLD]
+        return list(dict.fromkeys(likely[:AT_MOST] or [ranked[0][1]]))
+
+
+class ServedVerifier(ModelVerifier):
+    """The same classifier behind verl's reward-model router (vLLM's ``/classify``)."""
+
+    def __init__(self, path: str, address: str):
+        super().__init__(path)
+        self.url = f"http://{address}/classify"
+
+    def logits(self, texts: list[str]) -> torch.Tensor:
+        body = json.dumps({"model": self.path, "input": texts, "use_activation": False}).encode()
+        with urlopen(Request(self.url, body, {"Content-Type": "application/json"}), timeout=600) as response:
+            answers = json.load(response)["data"]
+        return torch.tensor([answer["probs"] for answer in sorted(answers, key=lambda answer: answer["index"])])
+
+
+@lru_cache
+def _load_model(path: str) -> tuple:
+    return AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
+
+
+@lru_cache
+def load(path: str) -> Verifier:
+    """Return the classifier in a directory as a verifier; read once per process."""
+    return ModelVerifier(path)
+
+
+@lru_cache
+def served(path: str, address: str) -> Verifier:
+    """Return the classifier that verl serves at ``address`` (host:port); its labels are read from the directory."""
+    return ServedVerifier(path, address)
