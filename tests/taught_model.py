@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 import verl_omni.models  # noqa: F401
 from verl_omni.corpora.demo import build_demo
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.answering import conversation
+from verl_omni.data.row import conversation
 from verl_omni.models.humanomni.tiny import build_tiny
 from verl_omni.prompts import answer_text, instruction
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.trainer.sft_trainer import create_sft_dataset
 from verl.utils.dataset.dataset_utils import SFTTensorCollator
@@ -124,10 +124,29 @@ def test_parquet_rows_and_batches(folder, processor):
     assert [item["type"] for item in batch["raw_prompt"][0][0]["content"]] == ["video", "audio", "text"]
 
 
-def test_number_of_frames_is_the_models_unless_configured(folder, processor):
+def test_number_of_frames_is_the_models_and_no_other(folder, processor):
     file = write(folder, MIXED[:1])
     assert len(media_of(grpo_dataset(file, processor), 0)[1][0][0]) == processor.num_frames
-    assert len(media_of(grpo_dataset(file, processor, num_frames=3), 0)[1][0][0]) == 3
+    assert len(media_of(grpo_dataset(file, processor, num_frames=processor.num_frames), 0)[1][0][0]) == 8
+    with pytest.raises(ValueError, match=r"data\.num_frames=3, and the model has 8"):
+        grpo_dataset(file, processor, num_frames=3)
+    with pytest.raises(ValueError, match=r"data\.num_frames=3, and the model has 8"):
+        sft_dataset(write(folder, sft_rows(MIXED[:1])), processor, num_frames=3)
+
+
+def test_a_model_of_other_frames_is_followed(folder, tmp_path):
+    model = build_tiny(tmp_path / "model")
+    for name in ("config.json", "processor_config.json"):
+        settings = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(settings | {"num_frames": 5}))
+    processor = AutoProcessor.from_pretrained(model)
+    item = sft_dataset(write(folder, sft_rows(MIXED[:1])), processor)[0]
+    assert item["multi_modal_inputs"]["pixel_values"].shape[:2] == (1, 5)
+    config = AutoConfig.from_pretrained(model)
+    assert (item["input_ids"] == config.video_token_id).sum() == config.num_video_tokens == 20
+    inputs = {name: value[None] for name, value in item.items() if name in ("input_ids", "attention_mask")}
+    logits = AutoModelForCausalLM.from_pretrained(model)(**inputs, **item["multi_modal_inputs"]).logits
+    assert logits.isfinite().all()
 
 
 def test_max_samples_selects_before_the_check(folder, processor):
@@ -187,20 +206,25 @@ def test_sound_without_a_video_must_have_an_audio_track(folder, processor):
         grpo_dataset(write(folder, [row(AUDIO_ONLY, audios=["noaudio.mp4"])]), processor, no_audio="video_only")
 
 
-@pytest.mark.parametrize(
-    ("bad", "found"),
-    [
-        (row(BOTH, videos=["landscape.mp4"]), "1 <audio> in 'prompt' and 0 paths in 'audios'"),
-        (row(TEXT_ONLY, videos=["landscape.mp4"]), "0 <video> in 'prompt' and 1 paths in 'videos'"),
-        (row("<image>Who?", images=["a.png"]), "images; HumanOmni sees videos"),
-        (row(TEXT_ONLY) | {"reward_model": {}}, "no label in reward_model.ground_truth"),
-        ({"messages": []}, "no 'prompt'; its columns are messages"),
-    ],
-)
-def test_malformed_rows_are_named(folder, processor, bad, found):
+def test_rows_that_do_not_fit_stop_both_trainers_by_file_and_row(folder, processor):
+    bad = row(BOTH, videos=["landscape.mp4"])
     with pytest.raises(RowsError, match="1 problems in 2 rows") as error:
         grpo_dataset(write(folder, [MIXED[3], bad]), processor)
-    assert f"rows.json row 1: {found}" in str(error.value)
+    assert "rows.json row 1: 1 <audio> in the text and 0 audios" in str(error.value)
+    with pytest.raises(RowsError, match=r"rows\.json row 1: 1 <audio> in the text and 0 audios"):
+        sft_dataset(write(folder, sft_rows([MIXED[3], bad])), processor)
+
+
+def test_a_column_of_unlike_values_is_named(folder, processor):
+    rows = [row(TEXT_ONLY, note="a"), row(TEXT_ONLY, note=1)]
+    with pytest.raises(RowsError, match="column 'note': values of different kinds"):
+        grpo_dataset(write(folder, rows), processor)
+
+
+def test_columns_of_the_user_reach_the_trainer(folder, processor):
+    rows = [row(TEXT_ONLY, note="a", turns=3), row(TEXT_ONLY, scores=[{"a": 1.5}])]
+    first, second = grpo_dataset(write(folder, rows), processor)
+    assert (first["note"], first["turns"], second["note"], second["scores"]) == ("a", 3, None, [{"a": 1.5}])
 
 
 def test_misspelt_options_are_refused(folder, processor):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from verl_omni.corpora.demo import LABEL_OF, SUGGESTS, build_demo
-from verl_omni.data.check import check_rows, load_rows
+from verl_omni.data.check import check_media, load_rows
 from verl_omni.data.files import read_rows
 from verl_omni.labels import LABELS
 from verl_omni.media import read_audio, read_video
@@ -32,8 +32,8 @@ def test_clips_are_h264_and_aac(files):
 
 
 def test_rows_pass_the_full_check(files):
-    check_rows(load_rows([files["train"], files["test"]]))
-    check_rows(load_rows([files["sft"]]), prompt_key="messages")
+    check_media(load_rows([files["train"], files["test"]]))
+    check_media(load_rows([files["sft"]]))
 
 
 def test_same_seed_same_bytes_other_seed_other_clips(files, tmp_path):

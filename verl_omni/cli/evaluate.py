@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.data.check import MODALITIES
+from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.results import ResultsError
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--no-audio",
-        choices=["error", "video_only"],
+        choices=NO_AUDIO_POLICIES,
         default="error",
         help="what a clip without an audio track is: a failed row (default), or a row without sound",
     )

@@ -1,25 +1,21 @@
-"""Rows files -> rows whose media are known to be usable.
-
-A row has verl's keys: ``prompt`` (or ``messages``) with one ``<video>`` / ``<audio>`` per path in ``videos`` /
-``audios``. Paths may be relative to the folder of the rows file. A modality that a row doesn't have is left out.
-"""
+"""Rows files -> rows that are known to be usable: their columns by ``verl_omni.data.row``, their media by decoding."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from verl_omni.data.files import read_rows
+from verl_omni.data.row import MEDIA_KEYS, ConversationRow, PromptRow, RowSchema, conversation, problems_of
 from verl_omni.media import MediaError, NoAudioError, existing, read_audio, read_video, sound_track_seconds
 
 logger = logging.getLogger(__name__)
 
-MEDIA_KEYS = {"videos": "<video>", "audios": "<audio>"}
 MODALITIES = tuple(tag.strip("<>") for tag in MEDIA_KEYS.values())
 MEDIA_CHECKS, NO_AUDIO_POLICIES = ("full", "exists"), ("error", "video_only")
 LISTED = 20  # problems spelled out in an error; the rest is counted
@@ -36,6 +32,7 @@ class Row:
     data: dict
     file: str
     number: int  # from 0
+    key: str = PromptRow.key  # the column of its conversation
 
     def __str__(self) -> str:
         return f"{self.file} row {self.number}"
@@ -46,24 +43,60 @@ class Row:
             for source in self.data.get(key) or []:
                 yield key, source
 
+    def without(self, modality: str) -> "Row":
+        """The row without its ``videos`` or ``audios``, and without their tags in the conversation."""
+        tag = MEDIA_KEYS[modality]
+        turns = [turn | {"content": turn["content"].replace(tag, "")} for turn in self.data[self.key]]
+        return replace(self, data=self.data | {self.key: turns, modality: None})
 
-def load_rows(files: Sequence[str], max_samples: int = -1, shuffle: bool = False, seed: int | None = None) -> list[Row]:
-    """Read rows files (parquet, json, jsonl) and make their media paths absolute.
+    def conversation(self) -> list[dict]:
+        return conversation(self.data[self.key], self.data.get("videos"), self.data.get("audios"))
 
-    ``max_samples``, ``shuffle`` and ``seed`` select rows as verl's datasets do: the first, or random ones.
+    def may_be_silent(self, no_audio: str) -> bool:
+        """Whether the policy ``no_audio`` lets the row do without the sound that its clip turns out not to have."""
+        return no_audio == "video_only" and bool(self.data.get("videos"))
+
+
+def load_rows(
+    files: Sequence[str],
+    schema: type[RowSchema] | None = None,
+    key: str | None = None,
+    max_samples: int = -1,
+    shuffle: bool = False,
+    seed: int | None = None,
+) -> list[Row]:
+    """Read rows files (parquet, json, jsonl), look at every row, and make media paths absolute.
+
+    Args:
+        files: each with paths relative to its own folder.
+        schema: what the rows must be; default: that of the conversation's column, ``prompt`` or ``messages``.
+        key: that column; default: the schema's.
+        max_samples, shuffle, seed: select rows as verl's datasets do: the first, or random ones.
+
+    Raises:
+        RowsError: rows that do not fit the schema, all of them by file and row.
     """
-    rows = [Row(_absolute(data, file), str(file), i) for file in files for i, data in enumerate(read_rows(file))]
-    if not 0 < max_samples < len(rows):
-        return rows
-    chosen = (
-        np.random.default_rng(seed).choice(len(rows), max_samples, replace=False) if shuffle else range(max_samples)
-    )
-    return [rows[index] for index in chosen]
+    rows = [(file, number, data) for file in files for number, data in enumerate(read_rows(file))]
+    if 0 < max_samples < len(rows):
+        chosen = (
+            np.random.default_rng(seed).choice(len(rows), max_samples, replace=False) if shuffle else range(max_samples)
+        )
+        rows = [rows[index] for index in chosen]
+    if schema is None:
+        schema = (
+            ConversationRow
+            if all(isinstance(data, dict) and ConversationRow.key in data for *_, data in rows)
+            else PromptRow
+        )
+    key = key or schema.key
+    problems = [
+        f"{file} row {number}: {problem}" for file, number, data in rows for problem in problems_of(data, schema, key)
+    ]
+    _raise_if(problems, len(rows), "correct the rows")
+    return [Row(_absolute(data, file), str(file), number, key) for file, number, data in rows]
 
 
 def _absolute(data: dict, file: str) -> dict:
-    if not isinstance(data, dict):
-        raise RowsError(f"{file}: a list of rows was expected, {data!r} found in it")
     folder = Path(file).absolute().parent
 
     def resolve(source: str | list[str]) -> str | list[str]:
@@ -72,7 +105,7 @@ def _absolute(data: dict, file: str) -> dict:
     return data | {key: [resolve(source) for source in data[key]] for key in MEDIA_KEYS if data.get(key)}
 
 
-def keep_modalities(rows: list[Row], prompt_key: str, modalities: Sequence[str]) -> None:
+def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
     """Take every other modality out of the rows, in place: ``["video"]`` makes an experiment without sound.
 
     Raises:
@@ -82,18 +115,11 @@ def keep_modalities(rows: list[Row], prompt_key: str, modalities: Sequence[str])
         raise ValueError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
     for key, modality in zip(MEDIA_KEYS, MODALITIES, strict=True):
         if modality not in modalities:
-            for row in rows:
-                _drop(row.data, prompt_key, key)
+            rows[:] = [row.without(key) for row in rows]
 
 
-def check_rows(
-    rows: list[Row],
-    prompt_key: str = "prompt",
-    num_frames: int = 8,
-    media_check: str = "full",
-    no_audio: str = "error",
-) -> None:
-    """Check every row's placeholders, and every media file once, in parallel and with a progress bar.
+def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full", no_audio: str = "error") -> None:
+    """Check every media file once, in parallel and with a progress bar.
 
     Args:
         rows: changed in place by ``no_audio="video_only"``: a row with a video whose sound file has no audio track
@@ -103,23 +129,19 @@ def check_rows(
         no_audio: what a clip without an audio track is, where ``audios`` names it: an ``error``, or ``video_only``.
 
     Raises:
-        RowsError: placeholders without media (or the reverse), a missing label, unusable files.
+        RowsError: unusable files, by file and row.
     """
     _check_option("media_check", media_check, MEDIA_CHECKS)
     _check_option("no_audio", no_audio, NO_AUDIO_POLICIES)
-    malformed = [f"{row}: {problem}" for row in rows if (problem := _malformed(row.data, prompt_key))]
-    _raise_if(malformed, len(rows), "correct the rows")
-
     # A clip is in many rows, and names the same file for sight and sound: each is read once.
     sources = {(key, _hashable(source)) for row in rows for key, source in row.media()}
     errors = _media_errors(sorted(sources, key=str), READERS[media_check], num_frames)
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
-    if no_audio == "video_only":
-        mute = [row for row in rows if row.data.get("videos") and _sources(row) & silent]
-        for row in mute:
-            _drop(row.data, prompt_key, "audios")
-        if mute:
-            logger.warning("%d rows have no audio track and become video only, the first is %s", len(mute), mute[0])
+    mute = [i for i, row in enumerate(rows) if _sources(row) & silent and row.may_be_silent(no_audio)]
+    for i in mute:
+        rows[i] = rows[i].without("audios")
+    if mute:
+        logger.warning("%d rows have no audio track and become video only, the first is %s", len(mute), rows[mute[0]])
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
     hint = "; clips without sound can be used with data.no_audio=video_only" if silent else ""
     _raise_if(unusable, len(rows), f"repair the {len(errors)} files, or leave these rows out{hint}")
@@ -146,29 +168,6 @@ def _media_errors(sources: list[tuple], readers: dict[str, Callable], num_frames
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
         results = list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
     return {source: error for source, error in zip(sources, results, strict=True) if error is not None}
-
-
-def _malformed(data: dict, prompt_key: str) -> str | None:
-    """Return what is wrong with a row apart from its files, if anything."""
-    if not data.get(prompt_key):
-        return f"no {prompt_key!r}; its columns are {', '.join(sorted(data))}"
-    if prompt_key == "prompt" and not (data.get("reward_model") or {}).get("ground_truth"):
-        return "no label in reward_model.ground_truth"
-    if prompt_key == "prompt" and not data.get("data_source"):
-        return "no data_source"
-    text = "".join(message["content"] for message in data[prompt_key])
-    if "<image>" in text or data.get("images"):
-        return "images; HumanOmni sees videos, a still image is a video given as a list of one file"
-    for key, tag in MEDIA_KEYS.items():
-        if text.count(tag) != len(data.get(key) or []):
-            return f"{text.count(tag)} {tag} in {prompt_key!r} and {len(data.get(key) or [])} paths in {key!r}"
-    return None
-
-
-def _drop(data: dict, prompt_key: str, key: str) -> None:
-    if data.get(prompt_key):  # else the check of the rows has more to say
-        data[prompt_key] = [m | {"content": m["content"].replace(MEDIA_KEYS[key], "")} for m in data[prompt_key]]
-    data[key] = None
 
 
 def _hashable(source: str | list[str]) -> str | tuple[str, ...]:

@@ -4,7 +4,6 @@
 
 Both check rows and media when they are built, which is before verl starts its workers, and read:
 
-    +data.num_frames     frames per video; default: the model's own (its processor's)
     +data.media_check    full (default: decode every file) or exists
     +data.modalities     [video,audio] (default), or one of them alone
     +data.no_audio       error (default) or video_only, for clips without an audio track
@@ -17,6 +16,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 from omegaconf import DictConfig, open_dict
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
@@ -24,38 +24,58 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.py_functional import convert_nested_value_to_list_recursive
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 
-from verl_omni.data.check import MODALITIES, check_rows, keep_modalities, load_rows
+from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
+from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, conversation
 from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import read_audio_once, read_video_once
+from verl_omni.models.humanomni.processing import question_of
 
 
-def checked_rows(files: list[str], prompt_key: str, config: DictConfig, max_samples: int) -> list[dict]:
+def checked_rows(
+    files: list[str], schema: type[RowSchema], key: str, config: DictConfig, max_samples: int
+) -> list[dict]:
     """Load and check rows as ``config`` (verl's ``data`` section) says."""
-    rows = load_rows(files, max_samples, config.get("shuffle", False), config.get("seed"))
-    keep_modalities(rows, prompt_key, config.get("modalities", MODALITIES))
-    check_rows(rows, prompt_key, config.num_frames, config.get("media_check", "full"), config.get("no_audio", "error"))
+    rows = load_rows(files, schema, key, max_samples, config.get("shuffle", False), config.get("seed"))
+    keep_modalities(rows, config.get("modalities", MODALITIES))
+    check_media(rows, config.num_frames, config.get("media_check", "full"), config.get("no_audio", "error"))
     return [row.data for row in rows]
 
 
 def columns_of(rows: list[dict]) -> dict[str, list]:
-    """Rows -> columns; a row that lacks one, such as ``audios``, has None there."""
-    return {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    """Rows -> columns; a row that lacks one, such as ``audios``, has None there.
+
+    Raises:
+        RowsError: a column whose values differ in kind from row to row.
+    """
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    for key, values in columns.items():
+        try:
+            pa.array(values)
+        except (pa.ArrowException, UnicodeError) as error:
+            raise RowsError(f"column {key!r}: values of different kinds ({error}); make them alike") from error
+    return columns
 
 
 def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
     """Set ``num_frames`` to the model's: verl hands this very config on to the agent loop, which has no processor.
 
     Raises:
-        ValueError: no processor; verl goes on without one if it could not load it.
+        ValueError: another number of frames, which vLLM would refuse in every rollout and the export would not have; no
+            processor, without which verl goes on if it could not load it.
     """
     if processor is None:
         raise ValueError(
             "verl found no processor in the model's directory: convert the checkpoint (python -m verl_omni convert); "
             "verl's warning 'Failed to create processor' above says more"
         )
-    if config.get("num_frames") is None:
-        with open_dict(config):
-            config.num_frames = processor.num_frames
+    if config.get("num_frames") not in (None, processor.num_frames):
+        raise ValueError(
+            f"data.num_frames={config.num_frames}, and the model has {processor.num_frames}: training, rollouts and "
+            "evaluation read that from the model. Leave the option out, or change num_frames in its config.json and "
+            "processor_config.json"
+        )
+    with open_dict(config):
+        config.num_frames = processor.num_frames
 
 
 class OmniRLHFDataset(RLHFDataset):
@@ -77,8 +97,11 @@ class OmniRLHFDataset(RLHFDataset):
         super().__init__(data_files, tokenizer, config, processor, max_samples)
 
     def _read_files_and_tokenize(self) -> None:
-        rows = checked_rows(self.data_files, self.prompt_key, self.config, self.max_samples)
+        rows = checked_rows(self.data_files, PromptRow, self.prompt_key, self.config, self.max_samples)
         self.dataframe = self.maybe_filter_out_long_prompts(datasets.Dataset.from_dict(columns_of(rows)))
+
+    def _build_messages(self, example: dict, key: str) -> list[dict]:
+        return conversation(example[key], example.get("videos"), example.get("audios"))
 
     @classmethod
     def _process_multi_modal_info(
@@ -101,16 +124,8 @@ class OmniRLHFDataset(RLHFDataset):
 
 
 def content_items(messages: list[dict]) -> list[dict]:
-    """Return the items of all messages that have items (a message of plain text is a string)."""
-    return [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
-
-
-def question_of(messages: list[dict]) -> str:
-    """Return the text of the last user message, which is what the BERT gate reads."""
-    content = [message["content"] for message in messages if message["role"] == "user"][-1]
-    if isinstance(content, str):
-        return content
-    return "".join(item["text"] for item in content if item["type"] == "text")
+    """Return the items of all messages."""
+    return [item for message in messages for item in message["content"]]
 
 
 class OmniSFTDataset(MultiTurnSFTDataset):
@@ -139,7 +154,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
 
     def _read_files_and_process(self) -> None:
-        rows = checked_rows(self.parquet_files, self.messages_key, self.config, self.max_samples)
+        rows = checked_rows(self.parquet_files, ConversationRow, self.messages_key, self.config, self.max_samples)
         self.dataframe = pd.DataFrame(columns_of(rows))
         self.messages = self.dataframe[self.messages_key].tolist()
         # HumanOmni's template has neither; verl's default for the last, the string "none", would arrive as True.
@@ -150,9 +165,8 @@ class OmniSFTDataset(MultiTurnSFTDataset):
 
     def _build_messages(self, example: dict[str, Any]) -> list[dict]:
         """Return the messages with frames and waves in place of ``<video>`` and ``<audio>``."""
-        example = example | {self.messages_key: convert_nested_value_to_list_recursive(example[self.messages_key])}
-        # The other dataset's method: it knows <audio>, this one's own does not.
-        messages = RLHFDataset._build_messages(self, example, key=self.messages_key)
+        turns = convert_nested_value_to_list_recursive(example[self.messages_key])
+        messages = conversation(turns, example.get("videos"), example.get("audios"))
         for item in content_items(messages):
             if item["type"] == "video":
                 item["video"] = read_video(item["video"], self.config.num_frames)

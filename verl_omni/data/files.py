@@ -1,6 +1,7 @@
 """Rows files: parquet, json or jsonl."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,20 +14,37 @@ def write_rows(rows: list[dict], path: Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read a rows file (`.parquet`, `.json` list or `.jsonl`).
+    """Read a rows file (``.parquet``, ``.json`` list or ``.jsonl``).
 
     Raises:
-        ValueError: The file has another ending, or is empty.
+        ValueError: the file has another ending, cannot be read as what its ending says, or is empty.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        rows = pq.read_table(path).to_pylist()
-    elif path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        raise ValueError(f"{path}: rows are read from .parquet, .json or .jsonl files")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: rows are read from {', '.join(READERS)} files")
+    try:
+        rows = READERS[path.suffix](path)
+    except (ValueError, RecursionError, pa.ArrowException) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise ValueError(f"{path}: not readable as {path.suffix} ({error}); write it again") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: a list of rows was expected, a {type(rows).__name__} found in it")
     if not rows:
         raise ValueError(f"{path}: no rows in it")
     return rows
+
+
+def _read_lines(path: Path) -> list:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+READERS: dict[str, Callable[[Path], list]] = {
+    ".parquet": lambda path: pq.read_table(path).to_pylist(),
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".jsonl": _read_lines,
+}

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from transformers import AutoProcessor
 import verl_omni.models  # noqa: F401  (registers the processor)
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
 from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows
+from verl_omni.data.row import TAGS, PromptRow
 from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
 from verl_omni.evaluation.results import (
     Answer,
@@ -30,7 +30,6 @@ from verl_omni.media import MediaError, NoAudioError
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
 
-TAGS = re.compile("(<video>|<audio>)")
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
 Key = tuple[str, str, str]  # model, row id, variant
@@ -93,11 +92,12 @@ def evaluate(
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        ResultsError: Rows without a prompt, a label or an id of their own, or a results file in use.
+        RowsError: Rows that are not as `verl_omni.data.row` says.
+        ResultsError: Rows without an id of their own, or a results file in use.
     """
     processor = AutoProcessor.from_pretrained(model)
-    rows = load_rows([str(file) for file in files])
-    keep_modalities(rows, "prompt", settings.modalities)
+    rows = load_rows([str(file) for file in files], PromptRow)
+    keep_modalities(rows, settings.modalities)
     planned = plan(rows, name, variants, [model_fingerprint(model), asdict(settings)])
     keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
     with ResultsFile(out, keys) as results:
@@ -123,10 +123,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
     prints: dict[str, str] = {}
     for row in tqdm(rows, desc="identify media", unit="row"):
         data = row.data
-        label = (data.get("reward_model") or {}).get("ground_truth")
-        if not (label and data.get("data_source") and data.get("prompt")):
-            raise ResultsError(f"{row}: `prompt`, `data_source` and `reward_model.ground_truth` expected, {data} found")
-        row_id = (data.get("extra_info") or {}).get("id") or f"{data['data_source']}/{row.number}"
+        row_id = str((data.get("extra_info") or {}).get("id") or f"{data['data_source']}/{row.number}")
         if row_id in seen:
             raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
         seen[row_id] = row
@@ -136,7 +133,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
             "model": name,
             "data_source": data["data_source"],
             "id": row_id,
-            "label": label,
+            "label": data["reward_model"]["ground_truth"],
             "question": TAGS.sub("", data["prompt"][-1]["content"]),
             "videos": videos,
             "audios": audios,
@@ -156,42 +153,19 @@ def file_print(source: str | list[str], known: dict[str, str]) -> str:
     return fingerprint([known[path] for path in paths])
 
 
-def conversation(prompt: list[dict], videos: list, audios: list) -> list[dict]:
-    """A row's prompt with its media in place of `<video>` and `<audio>`, as verl's dataset builds it."""
-    media = {"<video>": ("video", iter(videos)), "<audio>": ("audio", iter(audios))}
-    messages = []
-    for message in prompt:
-        items = []
-        for part in filter(None, TAGS.split(message["content"])):
-            if part in media:
-                kind, queue = media[part]
-                items.append({"type": kind, kind: next(queue)})
-            else:
-                items.append({"type": "text", "text": part})
-        messages.append({"role": message["role"], "content": items})
-    return messages
-
-
 def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, no_audio: str) -> Job:
     """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
-    prompt, videos, audios = row.data["prompt"], answers[0].videos, answers[0].audios
-    found = "".join(message["content"] for message in prompt)
-    if (found.count("<video>"), found.count("<audio>")) != (len(videos), len(audios)):
-        return Job(answers, error=f"{row}: placeholders and media differ in number; correct the row")
     try:
-        frames = [processor.load({"video": source}, "video") for source in videos]
+        frames = [processor.load({"video": source}, "video") for source in row.data.get("videos") or []]
         try:
-            waves = [processor.load({"audio": source}, "audio") for source in audios]
+            waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
         except NoAudioError:
-            if no_audio != "video_only" or not videos:
+            if not row.may_be_silent(no_audio):
                 raise
-            waves, audios = [], []
-            prompt = [message | {"content": message["content"].replace("<audio>", "")} for message in prompt]
+            waves, row = [], row.without("audios")
     except MediaError as error:
         return Job(answers, error=str(error))
-    text = processor.apply_chat_template(
-        conversation(prompt, videos, audios), tokenize=False, add_generation_prompt=True
-    )
+    text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)
     return Job(answers, text, frames, waves)
 
 

@@ -326,7 +326,10 @@ def centre(image: Image.Image, width: int, height: int, colour: Sequence[int]) -
     return canvas
 
 
-def question_of(prompt: str) -> str:
-    """The text of the last user turn, without the media's tags."""
-    turn = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
-    return MEDIA_TAGS.sub("", turn)
+def question_of(conversation: str | list[dict]) -> str:
+    """The text of the last user turn without its media, which BERT reads; of a rendered prompt, or of messages."""
+    if isinstance(conversation, str):
+        turn = conversation.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+        return MEDIA_TAGS.sub("", turn)
+    content = [message["content"] for message in conversation if message["role"] == "user"][-1]
+    return "".join(item["text"] for item in content if item["type"] == "text")
