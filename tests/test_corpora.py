@@ -34,8 +34,8 @@ def dfew_root(tmp_path: Path) -> Path:
         put_clip(root / "Clip" / "original" / f"part_{part}" / f"{number}.mp4")
     put_clip(root / "Clip" / "original" / "part_1" / "00003.mp4")  # padded, as the corpus's README writes names
     splits = root / "EmoLabel_DataSplit"
-    put_text(splits / "train(single-labeled)" / "set_1.csv", "video_name,label\n1,2\n1700,4\n3,7\n")
-    put_text(splits / "test(single-labeled)" / "set_1.csv", "video_name,label\n2,1\n16372,6\n")
+    put_text(splits / "train(single-labeled)" / "set_2.csv", "video_name,label\n1,2\n1700,4\n3,7\n")
+    put_text(splits / "test(single-labeled)" / "set_2.csv", "video_name,label\n2,1\n16372,6\n")
     return root
 
 
@@ -92,7 +92,7 @@ def test_dfew_reads_the_underscore_spelling_of_the_split_folder(dfew_root: Path)
     splits = dfew_root / "EmoLabel_DataSplit"
     for split in ("train", "test"):
         (splits / f"{split}(single-labeled)").rename(splits / f"{split}(single_labeled)")
-    assert len(dfew.read(dfew_root, fold=1).clips) == 5
+    assert len(dfew.read(dfew_root, fold=2).clips) == 5
 
 
 def test_dfew_rows_carry_verls_keys_and_their_media_decode(dfew_root: Path, tmp_path: Path) -> None:
@@ -102,7 +102,10 @@ def test_dfew_rows_carry_verls_keys_and_their_media_decode(dfew_root: Path, tmp_
     assert row["data_source"] == "dfew"
     assert row["prompt"] == [{"role": "user", "content": f"<video><audio>{instruction()}"}]
     assert row["reward_model"] == {"style": "rule", "ground_truth": "angry"}
-    assert row["extra_info"] == {"index": 1, "split": "train", "id": "dfew/1700"}
+    assert row["extra_info"] == {
+        **{"index": 1, "split": "train", "id": "dfew/1700"},
+        **{"fold": 2, "vocabulary": "authors"},
+    }
     assert read_video(row["videos"][0]).shape[0] == 8
     assert read_audio(row["audios"][0]).ndim == 1
     assert [row["messages"][1]["content"] for row in read_rows(tmp_path / "rows" / "train_sft.parquet")] == [
@@ -135,13 +138,13 @@ def test_missing_and_empty_files_are_listed_and_left_out(dfew_root: Path, tmp_pa
 
 
 def test_a_clip_in_both_splits_is_reported(dfew_root: Path) -> None:
-    put_text(dfew_root / "EmoLabel_DataSplit" / "test(single-labeled)" / "set_1.csv", "video_name,label\n1,2\n")
+    put_text(dfew_root / "EmoLabel_DataSplit" / "test(single-labeled)" / "set_2.csv", "video_name,label\n1,2\n")
     assert "dfew: clip 1 is listed twice (train, test)" in dfew.read(dfew_root).problems()
 
 
 @pytest.mark.parametrize("line", ["1,0", "1,8", "x.mp4,1"])
 def test_dfew_line_that_is_no_annotation_is_named(dfew_root: Path, line: str) -> None:
-    path = dfew_root / "EmoLabel_DataSplit" / "train(single-labeled)" / "set_1.csv"
+    path = dfew_root / "EmoLabel_DataSplit" / "train(single-labeled)" / "set_2.csv"
     put_text(path, f"video_name,label\n1,2\n{line}\n")
     with pytest.raises(CorpusError, match=re.escape(f"{path}, line 3")):
         dfew.read(dfew_root)
@@ -157,7 +160,7 @@ def test_mafw_words_are_mapped_to_the_label_set(mafw_root: Path) -> None:
     assert [(clip.id, clip.label, clip.split) for clip in listing.clips] == [
         ("00025", "happy", "train"),
         ("07317", "angry", "train"),
-        ("10044", "helplessness", "test"),
+        ("10044", "helpless", "test"),
     ]
     assert listing.missing == []
     assert listing.published == {"train": 7339, "test": 1833}
@@ -173,8 +176,8 @@ def test_mafw_unknown_label_names_file_and_line(mafw_root: Path) -> None:
 def test_folds_run_from_one_to_five(mafw_root: Path, ravdess_root: Path) -> None:
     with pytest.raises(CorpusError, match="folds 1 to 5"):
         mafw.read(mafw_root, fold=6)
-    with pytest.raises(CorpusError, match="no folds"):
-        ravdess.read(ravdess_root, fold=1)
+    with pytest.raises(CorpusError, match="folds 1 to 6"):
+        ravdess.read(ravdess_root, fold=7)
 
 
 def test_ravdess_labels_come_from_file_names(ravdess_root: Path) -> None:

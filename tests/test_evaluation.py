@@ -162,7 +162,7 @@ def test_scores_of_a_small_hand_made_set() -> None:
 
 
 def test_a_corpus_without_a_label_set_is_scored_on_the_labels_it_has() -> None:
-    result = score([answer(0, "worried", "worried", data_source="emer"), answer(1, "happy", "sad", data_source="emer")])
+    result = score([answer(0, "worried", "worried", data_source="own"), answer(1, "happy", "sad", data_source="own")])
     assert result.labels == ["happy", "worried", "(other)"]
     assert result.war == 50.0
 

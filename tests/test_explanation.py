@@ -48,7 +48,7 @@ def completion(explanation: str, answer: str = "happy") -> str:
         ("He looks sad but says nothing.", ["sad"]),
         ("Although he looks calm, he is furious.", ["angry"]),
         ("He is furious, although he looks calm.", ["angry"]),
-        ("He is happy but nervous.", ["happy", "anxiety"]),
+        ("He is happy but nervous.", ["happy", "anxious"]),
         ("Unhappy, madly running.", ["sad"]),
         ("", []),
     ],
@@ -130,7 +130,7 @@ def test_the_emotion_of_an_explanation_is_that_of_most_sentences_and_else_the_la
 def test_eea_epc_and_fcr_by_hand():
     labels = ["happy", "sad", "angry", "fear", "contemptuous"]
     answers = ["happy", "angry", "angry", "fear", "contempt"]
-    explained = ["happy", "angry", "sad", "", "contempt"]
+    explained = ["happy", "angry", "sad", "", "contemptuous"]
     assert eea(labels, explained) == 40.0  # rows 1 and 5
     assert epc(answers, explained) == 60.0  # rows 1, 2 and 5
     assert fcr(labels, answers, explained) == 40.0

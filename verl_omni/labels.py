@@ -1,20 +1,40 @@
-"""The emotion labels of each corpus, and the one spelling that rewards and metrics compare.
+"""The emotion words of each corpus: two named vocabularies, and the map between them.
 
-Rewards compare strings exactly, so rows must hold these spellings; ``normalize`` maps a corpus' own ones to them.
-A model's answer is never normalized: "happiness" for "happy" is a miss, in training as in the published figures.
+Rewards compare strings exactly, so rows must hold the words that a model is to answer with. ``authors`` are the words
+of R1-Omni's scripts (repository HumanMLLM/R1-Omni: the label options in ``humanomni/eval/eval_mafw_dfew.py``, the
+mapping of RAVDESS in ``eval_ravedess.py``, the example answer `anxious` in the README), which its released checkpoints
+answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never normalized in
+training; at evaluation it is if, and only if, that is asked for.
 """
 
 LABELS: dict[str, tuple[str, ...]] = {
     "dfew": ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
     "mafw": (
         *("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-        *("contempt", "anxiety", "helplessness", "disappointment"),
+        *("contemptuous", "anxious", "helpless", "disappointed"),
     ),
     "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"),
+    "crema_d": ("angry", "disgust", "fear", "happy", "neutral", "sad"),
+    "meld": ("neutral", "surprise", "fear", "sad", "happy", "disgust", "angry"),
+    "emer": ("neutral", "angry", "happy", "sad", "anxious", "surprise"),
     "demo": ("happy", "neutral", "angry", "sad"),
 }
+VOCABULARIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "authors": LABELS,
+    "corpus": LABELS
+    | {
+        "mafw": (
+            *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
+            *("contempt", "anxiety", "helplessness", "disappointment"),
+        ),
+        "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
+        "crema_d": ("anger", "disgust", "fear", "happy", "neutral", "sad"),
+        "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
+        "emer": ("neutral", "angry", "happy", "sad", "worried", "surprise"),
+    },
+}
 
-# Spelling found in annotations -> the spelling of LABELS.
+# Another word for a class -> the authors' word.
 ALIASES: dict[str, str] = {
     "anger": "angry",
     "happiness": "happy",
@@ -25,29 +45,49 @@ ALIASES: dict[str, str] = {
     "fearful": "fear",
     "afraid": "fear",
     "neutrality": "neutral",
-    "contemptuous": "contempt",
-    "anxious": "anxiety",
-    "helpless": "helplessness",
-    "disappointed": "disappointment",
+    "contempt": "contemptuous",
+    "anxiety": "anxious",
+    "worried": "anxious",
+    "helplessness": "helpless",
+    "disappointment": "disappointed",
 }
 
 
-def normalize(label: str, corpus: str) -> str:
-    """Return ``label`` in the spelling of ``LABELS[corpus]``; case and surrounding space don't matter.
+def canonical(word: str) -> str:
+    """Return the authors' word for the class that ``word`` names; a word that names none comes back in lower case.
+
+    >>> canonical(" Anxiety"), canonical("bored")
+    ('anxious', 'bored')
+    """
+    word = word.strip().lower()
+    return ALIASES.get(word, word)
+
+
+def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
+    """Return ``label`` as ``VOCABULARIES[vocabulary][corpus]`` words it; case and surrounding space don't matter.
 
     Raises:
-        ValueError: the corpus is unknown, or has no such label.
+        ValueError: corpus or vocabulary are unknown, or the corpus has no such label.
 
-    >>> normalize("Anger", "dfew")
-    'angry'
+    >>> normalize("contempt", "mafw"), normalize("contempt", "mafw", "corpus")
+    ('contemptuous', 'contempt')
     """
-    if corpus not in LABELS:
-        raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(LABELS)}")
-    spelling = label.strip().lower()
-    spelling = ALIASES.get(spelling, spelling)
-    if spelling not in LABELS[corpus]:
+    known = VOCABULARIES.get(vocabulary)
+    if known is None or corpus not in known:
         raise ValueError(
-            f"label {label!r} is not one of {corpus}'s ({', '.join(LABELS[corpus])}); "
-            "correct the annotation or add the spelling to verl_omni.labels.ALIASES"
+            f"unknown vocabulary {vocabulary!r} or corpus {corpus!r}; known: {', '.join(VOCABULARIES)} of "
+            f"{', '.join(LABELS)}"
         )
-    return spelling
+    for word in known[corpus]:
+        if canonical(word) == canonical(label):
+            return word
+    raise ValueError(
+        f"label {label!r} is not one of {corpus}'s ({', '.join(known[corpus])}); "
+        "correct the annotation or add the spelling to verl_omni.labels.ALIASES"
+    )
+
+
+def label_set(corpus: str, found: set[str]) -> tuple[str, ...]:
+    """Return the corpus's words in the vocabulary that the labels ``found`` in rows are of; none if it has none."""
+    sets = [words[corpus] for words in VOCABULARIES.values() if corpus in words]
+    return max(sets, key=lambda words: len(found & set(words)), default=())

@@ -2,21 +2,34 @@
 
 import argparse
 import sys
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.corpora import dfew, emer, mafw, original, ravdess
-from verl_omni.corpora.listing import CorpusError, Listing
+from verl_omni.corpora import crema_d, dfew, emer, explanations, mafw, meld, original, ravdess, table
+from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
+from verl_omni.labels import LABELS, VOCABULARIES, canonical, normalize
 
-CORPORA = {"dfew": dfew.read, "mafw": mafw.read, "ravdess": ravdess.read, "emer": emer.read}
+READERS = {
+    "dfew": dfew.read,
+    "mafw": mafw.read,
+    "ravdess": ravdess.read,
+    "crema_d": crema_d.read,
+    "meld": meld.read,
+    "emer": emer.read,
+    "original": original.read,
+    "csv": table.read,
+}
+OF_READERS = ("fold", "actors", "annotations")  # options that some readers have
 
 EPILOG = """writes to --out:
   train.parquet, test.parquet  prompts and labels, for GRPO and evaluation
-  train_sft.parquet            the same clips with answers: explanations (emer, original) or bare labels
+  train_sft.parquet            the same clips with answers: explanations (emer, original, --explanations) or bare labels
   missing.txt                  annotated clips that are not on disk
 layouts: see the docstrings of verl_omni.corpora"""
 
@@ -25,12 +38,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "corpus", choices=[*CORPORA, "original", "demo"], help="original: the R1-Omni JSON; demo: made on the spot"
+        "corpus", choices=[*READERS, "demo"], help="original: R1-Omni's JSON; csv: clips of your own; demo: made now"
     )
-    parser.add_argument("--root", type=Path, help="the corpus's top folder (original: the folder its paths start from)")
+    parser.add_argument("--root", type=Path, help="the corpus's top folder (original, csv: the one paths start from)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the rows files")
-    parser.add_argument("--fold", type=int, help="dfew, mafw: fold 1 to 5 (default 1)")
-    parser.add_argument("--annotations", type=Path, help="original: the JSON file with `video` and `conversations`")
+    parser.add_argument(
+        "--fold", type=int, help="dfew 1-5 (default 2), mafw 1-5 (1), crema_d 1-5 (1), ravdess 1-6 (none: all is test)"
+    )
+    parser.add_argument(
+        "--actors", type=int, nargs="+", help="ravdess, crema_d: the actors to test, in place of a fold"
+    )
+    parser.add_argument("--annotations", type=Path, help="original, csv: the file; emer: one of several")
+    parser.add_argument(
+        "--vocabulary",
+        choices=list(VOCABULARIES),
+        help="words of the labels: R1-Omni's authors' (default) or the corpus's own; original and csv keep the file's",
+    )
+    parser.add_argument(
+        "--explanations",
+        metavar="rules|FILE",
+        help="explain the training clips: by rule, or by a file with id and text",
+    )
     parser.add_argument(
         "--partial", action="store_true", help="accept missing clips and counts other than the published ones"
     )
@@ -43,17 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.corpus == "demo":
-        from verl_omni.corpora.demo import build_demo
-
-        build_demo(args.out, seed=args.seed)
-        if args.model:
-            from verl_omni.models.humanomni.tiny import build_tiny
-
-            build_tiny(args.model, seed=args.seed)
-        return 0
+        return make_demo(args)
     try:
         listing = read_corpus(args)
-    except CorpusError as error:
+    except (CorpusError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Console().print(counts_table(listing))
@@ -70,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    for path, rows in write_splits(listing, args.out).items():
+    for path, rows in write_splits(listing, args.out, args.vocabulary).items():
         print(f"{path}: {rows} rows")
     if args.original_json:
         for split in listing.splits():
@@ -80,19 +101,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_demo(args: argparse.Namespace) -> int:
+    from verl_omni.corpora.demo import build_demo
+
+    build_demo(args.out, seed=args.seed)
+    if args.model:
+        from verl_omni.models.humanomni.tiny import build_tiny
+
+        build_tiny(args.model, seed=args.seed)
+    return 0
+
+
 def read_corpus(args: argparse.Namespace) -> Listing:
-    if args.root is None:
-        raise CorpusError(f"--root is missing: the folder that holds {args.corpus}")
-    if args.corpus == "original":
-        if args.annotations is None:
-            raise CorpusError("--annotations is missing: the JSON file with `video` and `conversations`")
-        return original.read(args.annotations, args.root)
-    return CORPORA[args.corpus](args.root, args.fold)
+    """The corpus's clips, with labels and explanations as the options say.
+
+    Raises:
+        CorpusError: The corpus is not as published, or an option is missing or not this corpus's.
+    """
+    reader = READERS[args.corpus]
+    taken = signature(reader).parameters
+    options = {name: getattr(args, name) for name in OF_READERS if getattr(args, name) is not None}
+    needed = {name for name in taken if taken[name].default is taken[name].empty} - options.keys() - {"root"}
+    if args.root is None or needed:
+        raise CorpusError(f"--{'root' if args.root is None else needed.pop()} is missing for {args.corpus}")
+    if foreign := options.keys() - taken.keys():
+        raise CorpusError(f"--{foreign.pop()}: {args.corpus} has none; leave the option out")
+    listing = reader(root=args.root, **options)
+    clips = [replace(clip, label=reworded(clip, args.corpus, args.vocabulary)) for clip in listing.clips]
+    if args.explanations:
+        clips = explanations.explain(clips, args.explanations)
+    return replace(listing, clips=clips)
+
+
+def reworded(clip: Clip, corpus: str, vocabulary: str | None) -> str:
+    """The clip's label in a vocabulary; without one, as its reader gave it: the authors' word, or the file's."""
+    source = clip.corpus or corpus
+    if vocabulary is None or (vocabulary == "corpus" and source not in LABELS):
+        return clip.label
+    known = source in LABELS and canonical(clip.label) in LABELS[source]
+    return normalize(clip.label, source, vocabulary) if known else canonical(clip.label)
 
 
 def counts_table(listing: Listing) -> Table:
     """Clips by split and class, beside the published number."""
-    table = Table(title=listing.data_source)
+    fold = f", fold {listing.fold}" if listing.fold else ""
+    table = Table(title=f"{listing.data_source}{fold}")
     for column in ("split", "published", "annotated", "missing", "classes"):
         table.add_column(column, justify="left" if column in ("split", "classes") else "right", overflow="fold")
     for split in listing.splits():
@@ -103,15 +156,18 @@ def counts_table(listing: Listing) -> Table:
     return table
 
 
-def write_splits(listing: Listing, out: Path) -> dict[Path, int]:
+def write_splits(listing: Listing, out: Path, vocabulary: str | None = None) -> dict[Path, int]:
     """Write the rows of every clip on disk; returns the number of rows by file."""
     written = {}
+    stated = vocabulary or ("as found" if listing.data_source not in LABELS else "authors")
+    about = {"vocabulary": stated} | ({"fold": listing.fold} if listing.fold else {})
     for split in listing.splits():
         clips = listing.present(split)
         makers = {"": rl_row, "_sft": sft_row} if split == "train" else {"": rl_row}
         for suffix, make_row in makers.items():
             if clips:
                 path = out / f"{split}{suffix}.parquet"
-                write_rows([make_row(clip, listing.data_source, index) for index, clip in enumerate(clips)], path)
+                rows = [make_row(clip, listing.data_source, index, **about) for index, clip in enumerate(clips)]
+                write_rows(rows, path)
                 written[path] = len(clips)
     return written

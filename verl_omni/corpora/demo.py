@@ -20,6 +20,7 @@ from verl_omni.corpora.listing import Clip
 from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
 from verl_omni.media.write import write_clip
+from verl_omni.prompts import instruction
 
 LABEL_OF = {
     ("bright", "high"): "happy",
@@ -94,7 +95,7 @@ def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, 
                 thought = THOUGHTS[rng.integers(len(THOUGHTS))].format(sight=sight, sound=sound, label=label)
                 yield Clip(name, path, label, split, thought)
         else:
-            yield Clip(name, path, LABEL_OF[sight, sound], split)
+            yield Clip(name, path, LABEL_OF[sight, sound], split, question=instruction())
         progress.update()
 
 

@@ -11,14 +11,15 @@ The README writes `train(single_labeled)`, public loaders of the corpus (e.g. MA
 both are accepted. It names clips `XXXXX.mp4`, loaders find `1.mp4`: clips are matched by number. `clip_224x224` holds
 face crops without sound and is not used.
 
-The published DFEW accuracies of R1-Omni are multiples of 1/2341, the size of the test sets of folds 1 and 2 and of no
-other fold; which of the two was used is not stated.
+The default is fold 2. The published DFEW accuracies of R1-Omni are multiples of 1/2341, the size of the test sets of
+folds 1 and 2 and of no other fold; and R1-Omni's README shows clip 1 as *training* data, which is in fold 1's test set
+and in the training set of all others. Test sets of two folds share no clip, so whoever tests these models on fold 1
+tests them on what they were trained on.
 """
 
-import csv
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, first_of, read_columns, require, require_fold
 from verl_omni.labels import normalize
 
 LABELS = {1: "happy", 2: "sad", 3: "neutral", 4: "angry", 5: "surprise", 6: "disgust", 7: "fear"}
@@ -26,17 +27,17 @@ LABELS = {1: "happy", 2: "sad", 3: "neutral", 4: "angry", 5: "surprise", 6: "dis
 PUBLISHED = {1: (9356, 2341), 2: (9356, 2341), 3: (9357, 2340), 4: (9358, 2339), 5: (9361, 2336)}
 
 
-def read(root: Path, fold: int | None = None) -> Listing:
+def read(root: Path, fold: int = 2) -> Listing:
     """List one fold of DFEW.
 
     Args:
         root: Folder with `Clip` and `EmoLabel_DataSplit`.
-        fold: 1 to 5, by default 1.
+        fold: 1 to 5.
 
     Raises:
         CorpusError: A folder, file or column is not where the corpus's README puts it.
     """
-    fold = require_fold(fold, "DFEW")
+    require_fold(fold, "DFEW")
     clip_folder = require(root / "Clip" / "original", "DFEW's original clips with sound, N.mp4 in part folders")
     files = {int(path.stem): path for path in clip_folder.rglob("*.mp4") if path.stem.isdigit()}
     clips = []
@@ -44,21 +45,15 @@ def read(root: Path, fold: int | None = None) -> Listing:
         for number, label in _annotations(root / "EmoLabel_DataSplit", split, fold):
             media = files.get(number, clip_folder / f"{number}.mp4")
             clips.append(Clip(str(number), media, label, split))
-    return Listing("dfew", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)))
+    return Listing("dfew", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)), fold)
 
 
 def _annotations(folder: Path, split: str, fold: int) -> list[tuple[int, str]]:
     spellings = [folder / f"{split}(single{dash}labeled)" / f"set_{fold}.csv" for dash in "-_"]
-    path = next((path for path in spellings if path.is_file()), None)
-    if path is None:
-        raise CorpusError(f"{spellings[0]}: not found; unpack DFEW's EmoLabel_DataSplit below --root")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"video_name", "label"} <= set(reader.fieldnames or ()):
-            raise CorpusError(f"{path}: columns {reader.fieldnames} found, `video_name,label` expected")
-        annotations = []
-        for row in reader:
-            if not row["video_name"].isdigit() or row["label"] not in map(str, LABELS):
-                raise CorpusError(f"{path}, line {reader.line_num}: {row} found, a number and a label 1..7 expected")
-            annotations.append((int(row["video_name"]), normalize(LABELS[int(row["label"])], "dfew")))
+    path = first_of(spellings, "DFEW's EmoLabel_DataSplit, unpacked below --root")
+    annotations = []
+    for line, (name, label) in enumerate(read_columns(path, "video_name", "label"), start=2):
+        if not name.isdigit() or label not in map(str, LABELS):
+            raise CorpusError(f"{path}, line {line}: {name},{label} found, a number and a label 1..7 expected")
+        annotations.append((int(name), normalize(LABELS[int(label)], "dfew")))
     return annotations

@@ -1,53 +1,88 @@
 """EMER: written explanations of the emotion in MER clips, for the cold start.
 
-Files, as published by their authors:
+Annotations, as published by their authors (zeroQiaoba/AffectGPT, EMER/dataset-v1 and -v2; MER2025 on the Hub):
 
-    final-EMER-reason.csv     `name,chinese,english`, 332 clips (EMER-V2: zeroQiaoba/AffectGPT, EMER/dataset-v2)
-    label-disdim.csv          `name,discrete,…`, one of neutral, angry, happy, sad, worried, surprise (MER2024)
-    video-labeled/NAME.mp4    the clips (MER2024, under licence)
+    final-EMER-reason.csv             EMER-V2, `name,chinese,english`, 332 clips
+    gt-eng.csv                        EMER-V1, `names,emotions,subtitles,reasons`, 100 clips
+    track3_train_ovmerd.csv           MER2025's edition of EMER-V2, `name,reason`, 332 clips
+    track3_train_mercaptionplus.csv   MER2025's machine-made ones, `name,reason`, 31,327 clips
 
-EMER-V2 states no single label, so the answer is MER's discrete label of the same clip, word for word. R1-Omni's cold
-start used 232 EMER clips and 348 clips labelled by hand; neither the choice nor the latter were published, and its one
-printed example answers `anxious`, a word MER does not have: how its answers were made is unknown. Whoever has those
-files in the original's JSON can use `prepare original`.
+Clips (each under MER's licence): MER2023's `train/NAME.avi`, MER2024's `video-labeled/NAME.mp4`, MER2025's
+`video/NAME.mp4`. Labels: MER's discrete one of the same clip (neutral, angry, happy, sad, worried, surprise), from
+`label-disdim.csv` (MER2024), `train-label.csv` (MER2023) or `track1_train_disdim.csv` (MER2025); where there is none,
+the first word of MER2025's open-vocabulary labels (`track2_….csv`, column `openset`). EMER-V1 states its own.
+
+R1-Omni's cold start used 232 EMER clips and 348 clips labelled by hand; neither the choice nor the latter were
+published. Its one printed example answers `anxious`, so MER's `worried` becomes that unless `--vocabulary corpus` is
+given. Whoever has those files in the original's JSON can use `prepare original`, which also reads the 331 EMER clips
+that Rhatanii/ERV published in this form; MER2025's track 3 is a substitute for the 348.
 """
 
-import csv
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, refuse_fold, require
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, first_of, read_columns, require
+from verl_omni.labels import canonical
 
-PUBLISHED = {"train": 332}
+
+@dataclass(frozen=True)
+class Explanations:
+    """Columns of an annotation file (the label's, if it has one), and its published number of clips."""
+
+    name: str
+    text: str
+    label: str | None = None
+    published: int = 0
 
 
-def read(root: Path, fold: int | None = None) -> Listing:
-    """List EMER-V2's clips with their English explanations.
+FILES = {
+    "final-EMER-reason.csv": Explanations("name", "english", published=332),
+    "gt-eng.csv": Explanations("names", "reasons", "emotions", published=100),
+    "track3_train_ovmerd.csv": Explanations("name", "reason", published=332),
+    "track3_train_mercaptionplus.csv": Explanations("name", "reason", published=31327),
+}
+LABEL_FILES = ("label-disdim.csv", "train-label.csv", "track1_train_disdim.csv")
+CLIP_FOLDERS = ("video-labeled", "train", "video")
+
+
+def read(root: Path, annotations: Path | None = None) -> Listing:
+    """List the clips of an annotation file with their explanations; all are training data.
 
     Args:
-        root: Folder with the two CSV files and `video-labeled`.
-        fold: Must be None, EMER has no folds.
+        root: Folder with the annotations, the labels and one of `CLIP_FOLDERS`.
+        annotations: One of `FILES`, wherever it lies; by default the first that is in `root`.
 
     Raises:
         CorpusError: A file or column is missing, or a clip has no label.
     """
-    refuse_fold(fold, "EMER")
-    reasons = _column(require(root / "final-EMER-reason.csv", "EMER-V2's explanations"), "name", "english")
-    label_file = require(root / "label-disdim.csv", "MER2024's labels of the same clips")
-    labels = _column(label_file, "name", "discrete")
-    clip_folder = require(root / "video-labeled", "MER2024's labelled clips, sample_00000000.mp4 …")
-    unlabelled = [name for name in reasons if name not in labels]
-    if unlabelled:
-        raise CorpusError(f"{label_file}: no label for {len(unlabelled)} clips, e.g. {unlabelled[0]}")
+    path = annotations or first_of((root / name for name in FILES), "EMER's explanations")
+    if path.name not in FILES:
+        raise CorpusError(f"{path}: the annotation files that are known are {', '.join(FILES)}")
+    kind = FILES[path.name]
+    labels = dict(read_columns(path, kind.name, kind.label)) if kind.label else _labels(root, path)
+    folder = first_of((root / name for name in CLIP_FOLDERS), "MER's clips, sample_00000000.mp4 or .avi …")
+    files = {clip.stem: clip for clip in folder.iterdir()}
+    texts = dict(read_columns(path, kind.name, kind.text))
+    if unlabelled := [name for name in texts if not labels.get(name)]:
+        raise CorpusError(f"{path}: no label for {len(unlabelled)} clips, e.g. {unlabelled[0]}")
     clips = [
-        Clip(name, clip_folder / f"{name}.mp4", labels[name].strip().lower(), "train", reasoning=" ".join(text.split()))
-        for name, text in reasons.items()
+        Clip(name, files.get(name, folder / f"{name}.mp4"), canonical(labels[name]), "train", " ".join(text.split()))
+        for name, text in texts.items()
     ]
-    return Listing("emer", clips, dict(PUBLISHED))
+    return Listing("emer", clips, {"train": kind.published})
 
 
-def _column(path: Path, key: str, value: str) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {key, value} <= set(reader.fieldnames or ()):
-            raise CorpusError(f"{path}: columns {reader.fieldnames} found, `{key}` and `{value}` expected")
-        return {row[key]: row[value] for row in reader}
+def _labels(root: Path, annotations: Path) -> dict[str, str]:
+    """MER's label of each clip, or the first of MER2025's open-vocabulary ones."""
+    opened = annotations.with_name(annotations.name.replace("track3", "track2"))
+    labels = {}
+    if opened != annotations and opened.is_file():
+        words = {name: re.findall(r"[\w-]+", labels) for name, labels in read_columns(opened, "name", "openset")}
+        labels = {name: found[0] for name, found in words.items() if found}
+    elif not any((root / name).is_file() for name in LABEL_FILES):
+        require(root / LABEL_FILES[0], "MER's labels of the same clips")
+    for name in LABEL_FILES:
+        if (root / name).is_file():
+            labels |= read_columns(root / name, "name", "discrete")
+    return labels

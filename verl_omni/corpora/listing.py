@@ -1,6 +1,8 @@
 """What a corpus on disk says of itself, checked against what was published about it."""
 
+import csv
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +19,13 @@ class Clip:
     Attributes:
         id: The corpus's own name of the clip, unique within it.
         media: Video file with sound; it may be missing on disk.
-        label: Emotion word of `verl_omni.labels`.
-        split: `train` or `test`.
+        label: Emotion word, of `verl_omni.labels.LABELS` where the corpus has a label set.
+        split: `train` or `test` (MELD also has `dev`).
         reasoning: Text of the explanation, for a cold start; empty where the corpus has none.
+        actor: Who is seen, where the corpus says so; splits and intervals go by actor.
+        about: What the corpus knows of the clip apart from its emotion, in a sentence; for rule-made explanations.
+        question: What the annotation file asks; empty for R1-Omni's question.
+        corpus: Where the clip is from, if not from the listing's own corpus.
     """
 
     id: str
@@ -27,6 +33,10 @@ class Clip:
     label: str
     split: str
     reasoning: str = ""
+    actor: str = ""
+    about: str = ""
+    question: str = ""
+    corpus: str = ""
 
 
 @dataclass
@@ -36,6 +46,7 @@ class Listing:
     data_source: str
     clips: list[Clip]
     published: dict[str, int] = field(default_factory=dict)
+    fold: int | None = None
 
     def splits(self) -> list[str]:
         return list(dict.fromkeys([*self.published, *(clip.split for clip in self.clips)]))
@@ -83,14 +94,28 @@ def require(path: Path, what: str) -> Path:
     return path
 
 
-def require_fold(fold: int | None, corpus: str) -> int:
-    """A fold number 1..5, 1 by default."""
-    fold = 1 if fold is None else fold
-    if not 1 <= fold <= 5:
-        raise CorpusError(f"--fold {fold}: {corpus} has folds 1 to 5")
+def first_of(paths: Iterable[Path], what: str) -> Path:
+    """The first of several places that exists; corpora were published in more than one layout."""
+    paths = list(paths)
+    return next((path for path in paths if path.exists()), None) or require(paths[0], what)
+
+
+def require_fold(fold: int, corpus: str, folds: int = 5) -> int:
+    """A fold number, 1 to `folds`."""
+    if not 1 <= fold <= folds:
+        raise CorpusError(f"--fold {fold}: {corpus} has folds 1 to {folds}")
     return fold
 
 
-def refuse_fold(fold: int | None, corpus: str) -> None:
-    if fold is not None:
-        raise CorpusError(f"--fold {fold}: {corpus} has no folds; leave the option out")
+def read_columns(path: Path, *columns: str) -> Iterator[list[str]]:
+    """Yield these columns of a CSV file, row by row.
+
+    Raises:
+        CorpusError: The file lacks a column.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not set(columns) <= set(reader.fieldnames or ()):
+            raise CorpusError(f"{path}: columns {reader.fieldnames} found, {', '.join(columns)} expected")
+        for row in reader:
+            yield [row[column] or "" for column in columns]

@@ -5,8 +5,10 @@ Layout, as read by public loaders of the corpus (MAE-DFER's `preprocess/mafw.py`
     data/clips/00025.mp4                                            the clips with sound
     Train & Test Set/single/no_caption/set_K/{train,test}.txt       lines `00025.mp4 happiness`
 
-The number of clips by fold comes from a public audit of the split files; MAFW's own page gives the totals only. ffmpeg
-finds no sound in 21 of the 10,045 clips.
+The split folder is also met as `Train_Test_Set` and as `split` (MAE-DFER).
+
+The number of clips by fold is that of the split files as MAE-DFER (sunlicai/MAE-DFER, `saved/data/mafw`) saved them;
+MAFW's own page gives the totals only. ffmpeg finds no sound in 21 of the 10,045 clips.
 
 R1-Omni's accuracies on MAFW are no multiples of one over any fold's test set (they fit 1,477 or 1,576 clips), and its
 15,306 training clips less DFEW's 9,356 leave 5,950: it used some other choice of clips, which was not published, so
@@ -15,26 +17,29 @@ its MAFW column can be compared in kind only.
 
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, first_of, require, require_fold
 from verl_omni.labels import normalize
+
+SPLIT_FOLDERS = ("Train & Test Set", "Train_Test_Set", "split")
 
 # fold -> (train, test) of single/no_caption.
 PUBLISHED = {1: (7333, 1839), 2: (7335, 1837), 3: (7339, 1833), 4: (7340, 1832), 5: (7341, 1831)}
 
 
-def read(root: Path, fold: int | None = None) -> Listing:
+def read(root: Path, fold: int = 1) -> Listing:
     """List one fold of MAFW's single-labelled clips.
 
     Args:
-        root: Folder with `data/clips` and `Train & Test Set`.
-        fold: 1 to 5, by default 1.
+        root: Folder with `data/clips` and one of `SPLIT_FOLDERS`.
+        fold: 1 to 5.
 
     Raises:
         CorpusError: A folder, file or line is not as described above.
     """
-    fold = require_fold(fold, "MAFW")
+    require_fold(fold, "MAFW")
     clip_folder = require(root / "data" / "clips", "MAFW's clips, 00001.mp4 …")
-    set_folder = root / "Train & Test Set" / "single" / "no_caption" / f"set_{fold}"
+    folders = (root / name / "single" / "no_caption" for name in SPLIT_FOLDERS)
+    set_folder = first_of(folders, "MAFW's split files") / f"set_{fold}"
     clips = []
     for split in ("train", "test"):
         path = require(set_folder / f"{split}.txt", "MAFW's split file with lines `00025.mp4 happiness`")
@@ -50,4 +55,4 @@ def read(root: Path, fold: int | None = None) -> Listing:
             except ValueError as error:
                 raise CorpusError(f"{path}, line {number}: {error}") from error
             clips.append(Clip(Path(name).stem, clip_folder / name, label, split))
-    return Listing("mafw", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)))
+    return Listing("mafw", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)), fold)

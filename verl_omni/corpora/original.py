@@ -5,16 +5,23 @@ The two examples in the original's README show the two kinds: a label alone as t
 """
 
 import json
+import re
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.prompts import QUESTION, answer_text, instruction, read_answer
 
+TAG = re.compile(r"<(?:video|audio)>\n?")
+CORPUS_IN_PATH = {"dfew": "dfew", "mafw": "mafw", "ravdess": "rave?dess", "emer": r"mer20\d\d|mer2\d|emer"}
 
-def read(annotations: Path, media_root: Path) -> Listing:
-    """List an annotation file of the original; everything in it is training data.
 
-    Questions are not taken over: every row of this package asks `verl_omni.prompts.instruction()`.
+def read(annotations: Path, root: Path) -> Listing:
+    """List an annotation file of the original, with its questions; corpus and split are read off each clip's path.
+
+    Args:
+        annotations: The JSON file.
+        root: Folder that the clips' paths start from. Absolute paths of another machine find their clips by the longest
+            end that is there.
 
     Raises:
         CorpusError: The file is not of this format; the message names the entry.
@@ -22,20 +29,30 @@ def read(annotations: Path, media_root: Path) -> Listing:
     entries = json.loads(annotations.read_text(encoding="utf-8"))
     if not isinstance(entries, list):
         raise CorpusError(f"{annotations}: a {type(entries).__name__} found, a list of clips expected")
-    return Listing("original", [_clip(entry, index, annotations, media_root) for index, entry in enumerate(entries)])
+    return Listing("original", [_clip(entry, index, annotations, root) for index, entry in enumerate(entries)])
 
 
-def _clip(entry: dict, index: int, annotations: Path, media_root: Path) -> Clip:
+def _clip(entry: dict, index: int, annotations: Path, root: Path) -> Clip:
     try:
-        answers = [turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"]
+        turns = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
         video = entry["video"]
     except (KeyError, TypeError) as error:
         expected = "`video` and `conversations` of turns with `from` and `value`"
         raise CorpusError(f"{annotations}, entry {index}: {expected} expected, {entry} found") from error
+    answers = [value for speaker, value in turns if speaker == "gpt"]
     if len(answers) != 1:
         raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, one expected")
     label, reasoning = read_answer(answers[0])
-    return Clip(video, media_root / video, label, "train", reasoning)
+    question = "".join(TAG.sub("", value) for speaker, value in turns if speaker == "human").strip()
+    corpus = next((name for name, pattern in CORPUS_IN_PATH.items() if re.search(pattern, video, re.IGNORECASE)), "")
+    split = "test" if re.search(r"(?<![a-z])test(?![a-z])", video, re.IGNORECASE) else "train"
+    return Clip(video, _find(root, video), label, split, reasoning, question=question, corpus=corpus)
+
+
+def _find(root: Path, video: str) -> Path:
+    parts = Path(video).parts
+    ends = (root.joinpath(*parts[start:]) for start in range(len(parts)) if parts[start] != "/")
+    return next((path for path in ends if path.is_file()), root / video.lstrip("/"))
 
 
 def write(clips: list[Clip], path: Path, media_root: Path) -> None:
@@ -49,7 +66,7 @@ def write(clips: list[Clip], path: Path, media_root: Path) -> None:
     entries = []
     for clip in clips:
         # The original's GRPO adds the instruction itself, its cold start reads it from the file.
-        question = instruction() if clip.reasoning else QUESTION
+        question = clip.question or (instruction() if clip.reasoning else QUESTION)
         entries.append(
             {
                 "video": clip.media.relative_to(media_root).as_posix(),

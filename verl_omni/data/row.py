@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, PlainValidator, StringConstraints, ValidationError, model_validator
 
 from verl_omni.corpora.listing import Clip
-from verl_omni.prompts import answer_text, instruction
+from verl_omni.prompts import QUESTION, answer_text, instruction
 from verl_omni.rewards import extract_answer
 
 MEDIA_KEYS = {"videos": "<video>", "audios": "<audio>"}
@@ -144,26 +144,38 @@ def conversation(turns: list[dict], videos: Sequence | None, audios: Sequence | 
     return [turn | {"content": [item(part) for part in TAGS.split(turn["content"]) if part]} for turn in turns]
 
 
-def rl_row(clip: Clip, data_source: str, index: int) -> dict:
-    """A row for GRPO and for evaluation: the prompt and the label (verl's ``RLHFDataset`` keys)."""
+def rl_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
+    """A row for GRPO and for evaluation: the prompt and the label (verl's ``RLHFDataset`` keys).
+
+    Args:
+        about: What else ``extra_info`` says, such as the label's vocabulary.
+    """
+    asked = clip.question or QUESTION
+    source = clip.corpus or data_source
+    about |= {"index": index, "split": clip.split, "id": f"{source}/{clip.id}"}
     return {
-        "data_source": data_source,
-        "prompt": [{"role": "user", "content": f"<video><audio>{instruction()}"}],
+        "data_source": source,
+        "prompt": _user(asked if "<think>" in asked else instruction(asked)),
         "videos": [str(clip.media.resolve())],
         "audios": [str(clip.media.resolve())],
         "ability": "emotion",
         "reward_model": {"style": "rule", "ground_truth": clip.label},
-        "extra_info": {"index": index, "split": clip.split, "id": f"{data_source}/{clip.id}"},
+        "extra_info": about | ({"actor": clip.actor} if clip.actor else {}),
     }
 
 
-def sft_row(clip: Clip, data_source: str, index: int) -> dict:
+def sft_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
     """A row for supervised fine-tuning (verl's ``MultiTurnSFTDataset``).
 
     The answer is ``<think>…</think>`` and ``<answer>…</answer>`` where the clip has an explanation, else the bare label
-    (the MAFW-DFEW-SFT baseline).
+    (the MAFW-DFEW-SFT baseline); the question asks for the former only where the answer has it.
     """
-    row = rl_row(clip, data_source, index)
+    asked = clip.question or (instruction() if clip.reasoning else QUESTION)
     answer = {"role": "assistant", "content": answer_text(clip.label, clip.reasoning)}
+    row = rl_row(clip, data_source, index, **about)
     kept = {key: row[key] for key in ("data_source", "videos", "audios", "extra_info")}
-    return {"messages": [*row["prompt"], answer], **kept}
+    return {"messages": [*_user(asked), answer], **kept}
+
+
+def _user(question: str) -> list[dict]:
+    return [{"role": "user", "content": f"<video><audio>{question}"}]

@@ -16,7 +16,7 @@ def emotions_named(text: str) -> set[str]:
     """Emotions that a text names.
 
     >>> sorted(emotions_named("He looks worried, then smiles with joy."))
-    ['anxiety', 'happy']
+    ['anxious', 'happy']
     """
     return {emotion for sentence in sentences(text) for emotion in emotions_in(sentence)}
 

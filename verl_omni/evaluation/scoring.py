@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer
-from verl_omni.labels import LABELS
+from verl_omni.labels import label_set
 from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
 from verl_omni.rewards import extract_answer, extract_explanation, format_reward
 from verl_omni.rewards.explanation import explained_emotion
@@ -85,17 +85,6 @@ def prediction(answer: Answer) -> str:
     return "" if answer.error else extract_answer(answer.completion)
 
 
-def label_set(data_source: str, labels: list[str]) -> list[str]:
-    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER).
-
-    Labels that list several emotions (an open vocabulary) are no classes: there is no set then.
-    """
-    if any(len(emotion_list(label)) > 1 for label in labels):
-        return []
-    stated = LABELS.get(data_source, ())
-    return [*stated, *sorted(set(labels) - set(stated))]
-
-
 def score(answers: list[Answer]) -> Score:
     """Score the answers of one model, corpus and variant.
 
@@ -108,7 +97,10 @@ def score(answers: list[Answer]) -> Score:
     ((model, data_source, variant),) = groups
     truth = [answer.label for answer in answers]
     predicted = [prediction(answer) for answer in answers]
-    known = label_set(data_source, truth)
+    stated = label_set(data_source, set(truth))
+    known = [*stated, *sorted(set(truth) - set(stated))]  # all there is for a corpus without a label set
+    if any(len(emotion_list(label)) > 1 for label in truth):
+        known = []  # an open vocabulary: labels that list several emotions are no classes
     failures = [(answer.id, answer.error) for answer in answers if answer.error]
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
     columns = [*known, OTHER]

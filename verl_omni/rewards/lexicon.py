@@ -19,10 +19,10 @@ EMOTIONS = {
     " shock shocked startled",
     "disgust": "disgust disgusted disgusting disgustedly revulsion revolted repulsed aversion loathing",
     "fear": "fear fearful fearfully fears afraid scared frightened terrified terror horror panic",
-    "contempt": "contempt contemptuous contemptuously disdain disdainful scorn scornful sneer sneering",
-    "anxiety": "anxiety anxious anxiously worried worry worries nervous nervousness nervously uneasy unease",
-    "helplessness": "helpless helplessly helplessness powerless powerlessness",
-    "disappointment": "disappointment disappointed disappointing disappointedly letdown",
+    "contemptuous": "contempt contemptuous contemptuously disdain disdainful scorn scornful sneer sneering",
+    "anxious": "anxiety anxious anxiously worried worry worries nervous nervousness nervously uneasy unease",
+    "helpless": "helpless helplessly helplessness powerless powerlessness",
+    "disappointed": "disappointment disappointed disappointing disappointedly letdown",
     "calm": "calm calmly calmness composed peaceful relaxed serene tranquil",
 }
 # What only the eye, or only the ear, tells of a person.
@@ -127,7 +127,7 @@ def emotion_of(label: str) -> str:
     """Return the emotion that a label or answer names, else the label itself in lower case.
 
     >>> emotion_of("Anxious"), emotion_of("bored")
-    ('anxiety', 'bored')
+    ('anxious', 'bored')
     """
     word = label.strip().lower()
     return EMOTION_OF.get(word, word)

@@ -1,0 +1,80 @@
+"""CREMA-D: 7,442 clips of 91 actors (48 men, 43 women), 12 sentences, 6 emotions; a file's name is its annotation.
+
+Layout and counts: the corpus's repository (CheyneyComputerScience/CREMA-D) and Cao et al. (2014), doi
+10.1109/TAFFC.2014.2336244. The clips come with git-lfs; no form has to be signed.
+
+    VideoFlash/1001_DFA_ANG_XX.flv     actor _ sentence _ emotion _ level, with sound
+    SentenceFilenames.csv              `Stimulus_Number,Filename`: all 7,442 names
+    VideoDemographics.csv              `ActorID,Age,Sex,…`
+
+The corpus has no splits of its own. Here fold K tests every fifth woman and every fifth man, from the Kth on, so that
+no actor is in both parts and both parts have women and men in the corpus's proportion.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, read_columns, require, require_fold
+from verl_omni.labels import normalize
+
+EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+SENTENCES = {
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
+    "ITH": "I think I have a doctor's appointment.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
+}
+PERSON = {"Male": "man", "Female": "woman"}
+FEWER = {"1002": 81, "1008": 76, "1009": 76, "1019": 76, "1076": 81}  # clips of these actors; all others have 82
+FOLDS = 5
+
+
+def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
+    """List CREMA-D.
+
+    Args:
+        root: Folder with `VideoFlash` and the two CSV files.
+        fold: 1 to 5, by default 1.
+        actors: In place of a fold: the actors for testing, as 1001.
+
+    Raises:
+        CorpusError: A folder, file or column is missing, or a name is not one of CREMA-D's.
+    """
+    names_file = require(root / "SentenceFilenames.csv", "CREMA-D's list of clips")
+    people = dict(read_columns(require(root / "VideoDemographics.csv", "the actors' sex"), "ActorID", "Sex"))
+    clip_folder = require(root / "VideoFlash", "CREMA-D's clips, 1001_DFA_ANG_XX.flv (`git lfs pull` gets them)")
+    tested = test_actors(people, fold, actors)
+    clips = []
+    for line, (name,) in enumerate(read_columns(names_file, "Filename"), start=2):
+        parts = name.split("_")
+        if len(parts) != 4 or parts[0] not in people or parts[1] not in SENTENCES or parts[2] not in EMOTIONS:
+            raise CorpusError(f"{names_file}, line {line}: {name} found, a name such as 1001_DFA_ANG_XX expected")
+        actor, sentence, emotion, _ = parts
+        label, split = normalize(EMOTIONS[emotion], "crema_d"), "test" if actor in tested else "train"
+        about = f'A {PERSON[people[actor]]} says: "{SENTENCES[sentence]}"'
+        clips.append(Clip(name, clip_folder / f"{name}.flv", label, split, actor=actor, about=about))
+    sizes = Counter({"train": 0, "test": 0})
+    for actor in people:
+        sizes["test" if actor in tested else "train"] += FEWER.get(actor, 82)
+    return Listing("crema_d", clips, dict(sizes), None if actors else fold or 1)
+
+
+def test_actors(people: dict[str, str], fold: int | None, actors: list[int] | None) -> set[str]:
+    """The actors whose clips are for testing; `people` gives the actors' sex."""
+    if actors is None:
+        require_fold(fold or 1, "CREMA-D", FOLDS)
+        of_one_sex = (sorted(actor for actor in people if people[actor] == sex) for sex in PERSON)
+        return {actor for group in of_one_sex for actor in group[(fold or 1) - 1 :: FOLDS]}
+    if fold is not None:
+        raise CorpusError("give --fold or --actors, not both")
+    if unknown := {str(actor) for actor in actors} - people.keys():
+        raise CorpusError(f"--actors {sorted(unknown)}: CREMA-D has actors 1001 to 1091")
+    return {str(actor) for actor in actors}
