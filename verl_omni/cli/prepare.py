@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.corpora import crema_d, dfew, emer, explanations, mafw, meld, original, ravdess, table
+from verl_omni.corpora import crema_d, dfew, emer, explanations, mafw, meld, mer_unibench, original, ravdess, table
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
@@ -22,6 +22,7 @@ READERS = {
     "crema_d": crema_d.read,
     "meld": meld.read,
     "emer": emer.read,
+    "mer_unibench": mer_unibench.read,
     "original": original.read,
     "csv": table.read,
 }
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--actors", type=int, nargs="+", help="ravdess, crema_d: the actors to test, in place of a fold"
     )
-    parser.add_argument("--annotations", type=Path, help="original, csv: the file; emer: one of several")
+    parser.add_argument("--annotations", type=Path, help="original, csv, mer_unibench: the file; emer: one of several")
     parser.add_argument(
         "--vocabulary",
         choices=list(VOCABULARIES),
