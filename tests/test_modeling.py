@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import HUMANOMNI, PATHS, Golden, expand
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
 from verl_omni.models.humanomni.modeling import placeholder_positions
@@ -198,6 +198,18 @@ def test_what_is_trained(model):
     assert trained == {
         *("embed_tokens", "layers", "norm", "mm_projector", "audio_projector", "bert_model", "bert_gate")
     }
+
+
+def test_a_frozen_bert_leaves_its_gate_trained_and_is_not_saved_with_the_model(converted, tmp_path):
+    config = AutoConfig.from_pretrained(converted)
+    config.freeze_bert = True
+    model = AutoModelForCausalLM.from_pretrained(converted, config=config).train()
+    bert, gate = model.model.bert_model, model.model.bert_gate
+    assert not any(p.requires_grad for p in bert.parameters()) and all(p.requires_grad for p in gate.parameters())
+    model.save_pretrained(tmp_path)
+    assert "freeze_bert" not in json.loads((tmp_path / "config.json").read_text())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    assert again.model.bert_model.encoder.layer[0].attention.self.query.weight.requires_grad, "GRPO trains it"
 
 
 def test_train_mode_changes_no_number(trained, processor):

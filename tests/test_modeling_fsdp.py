@@ -8,7 +8,7 @@ from conftest import Golden
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401
 
@@ -25,16 +25,22 @@ def batches(processor):
     return dict(text), packed
 
 
+def load(directory, freeze_bert):
+    config = AutoConfig.from_pretrained(directory)
+    config.freeze_bert = freeze_bert  # as verl sets what a recipe says under override_config
+    return AutoModelForCausalLM.from_pretrained(directory, config=config)
+
+
 def loss_of(model, batch):
     return model(**batch, use_cache=False).logits.logsumexp(-1).mean()
 
 
-def worker(rank, directory, init_file, out):
+def worker(rank, directory, init_file, out, freeze_bert):
     from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
 
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    processor, model = AutoProcessor.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
+    processor, model = AutoProcessor.from_pretrained(directory), load(directory, freeze_bert)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
     for module in [*_select_fsdp2_wrap_targets(model, model._no_split_modules), model]:
         fully_shard(module, mesh=mesh)
@@ -50,8 +56,8 @@ def worker(rank, directory, init_file, out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False])
-def test_ranks_with_and_without_media(converted, tmp_path, tied):
+@pytest.mark.parametrize(("tied", "freeze_bert"), [(True, False), (False, False), (True, True), (False, True)])
+def test_ranks_with_and_without_media(converted, tmp_path, tied, freeze_bert):
     pytest.importorskip("verl")
     model, processor = AutoModelForCausalLM.from_pretrained(converted), AutoProcessor.from_pretrained(converted)
     if not tied:  # verl then shards every embedding separately, those of BERT and of the towers too
@@ -60,13 +66,15 @@ def test_ranks_with_and_without_media(converted, tmp_path, tied):
     directory = tmp_path / "model"
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    mp.spawn(worker, (str(directory), str(tmp_path / "init"), str(tmp_path / "gradients.safetensors")), nprocs=2)
+    files = (str(tmp_path / "init"), str(tmp_path / "gradients.safetensors"))
+    mp.spawn(worker, (str(directory), *files, freeze_bert), nprocs=2)
 
-    model = AutoModelForCausalLM.from_pretrained(directory).train()
+    model = load(directory, freeze_bert).train()
     for batch in batches(processor):
         (loss_of(model, batch) / 2).backward()
     found = load_file(tmp_path / "gradients.safetensors")
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
+    assert any(".bert_model." in name for name in found) != freeze_bert and "model.bert_gate.0.weight" in found
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)

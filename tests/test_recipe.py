@@ -4,7 +4,6 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from verl.utils.torch_dtypes import PrecisionType
 
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from verl_omni import recipe
-from verl_omni.corpora.demo import build_demo
+from verl_omni.checkpoints import model_directory
 from verl_omni.rewards import read_terms
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -29,6 +28,8 @@ SHIPPED = {
     "emer_sft_cpu": SFT,
     "mafw_dfew_sft": SFT,
     "mafw_dfew_sft_cpu": SFT,
+    "r1omni_open": GRPO,
+    "open_sft": SFT,
 }
 VARIANTS = ("explanation", "dapo", "dr_grpo", "gspo", "rloo", "no_think")  # on top of r1omni or r1omni_cpu
 
@@ -294,9 +295,31 @@ def test_r1omni_is_the_papers_grpo_stage():
 def test_emer_sft_is_the_papers_cold_start():
     config = composed("emer_sft", config=SFT)
     assert {key: OmegaConf.select(config, key) for key in COLD_START} == COLD_START
+
+
+def test_fine_tuning_on_labels_alone_is_the_originals_script():
+    """scripts/finetune_omni_small_sftonMAFWDFEW.sh: batch 128 and one epoch; the rest as the cold start."""
+    cold_start = leaves(composed("emer_sft", config=SFT))
     labels_only = leaves(composed("mafw_dfew_sft", config=SFT))
-    changed = {key for key, value in leaves(config).items() if labels_only[key] != value}
-    assert changed == {"data.train_files", "trainer.experiment_name"}
+    changed = {key: labels_only[key] for key, value in cold_start.items() if labels_only[key] != value}
+    assert set(changed) == {
+        *("data.train_files", "trainer.experiment_name", "data.train_batch_size", "trainer.total_epochs")
+    }
+    assert (labels_only["data.train_batch_size"], labels_only["trainer.total_epochs"]) == (128, 1)
+    assert labels_only["optim.lr"] == 2e-5
+
+
+def test_the_open_recipes_differ_from_the_papers_in_data_paths_and_epochs_only():
+    for name, base, config in (("open_sft", "emer_sft", SFT), ("r1omni_open", "r1omni", GRPO)):
+        theirs, ours = leaves(composed(base, config=config)), leaves(composed(name, config=config))
+        changed = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
+        assert changed <= PATHS | {"trainer.total_epochs"}
+
+
+def test_bert_is_frozen_in_fine_tuning_and_trained_in_grpo():
+    for name, config in SHIPPED.items():
+        model = composed(name, config=config).get("model") or composed(name).actor_rollout_ref.model
+        assert model.override_config.get("freeze_bert", False) == (config == SFT), name
 
 
 def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
@@ -325,17 +348,25 @@ def test_a_cpu_computes_in_float32_and_by_one_override_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    ("cold_start", "grpo", "rows"),
-    [
-        ("emer_sft", "r1omni", 232 + 348),
-        ("emer_sft_cpu", "r1omni_cpu", 3 * signature(build_demo).parameters["n_sft"].default),
-    ],
+    ("cold_start", "grpo"), [("emer_sft", "r1omni"), ("emer_sft_cpu", "r1omni_cpu"), ("open_sft", "r1omni_open")]
 )
-def test_grpo_starts_from_what_the_cold_start_writes(cold_start, grpo, rows):
-    config = composed(cold_start, config=SFT)
-    last_step = rows // config.data.train_batch_size * config.trainer.total_epochs
-    expected = f"{config.trainer.default_local_dir}/global_step_{last_step}/huggingface"
-    assert composed(grpo).actor_rollout_ref.model.path == expected
+def test_grpo_starts_from_the_cold_starts_last_checkpoint(cold_start, grpo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path(composed(cold_start, config=SFT).trainer.default_local_dir)
+    started_from = lambda: composed(grpo).actor_rollout_ref.model.path  # noqa: E731
+    assert started_from() == f"{run}/latest_checkpointed_iteration.txt", "what is missing, for the message"
+    for step in (20, 100):
+        (run / f"global_step_{step}" / "huggingface").mkdir(parents=True)
+        (run / "latest_checkpointed_iteration.txt").write_text(f"{step}\n")
+        assert started_from() == f"{run}/global_step_{step}/huggingface"
+
+
+def test_the_latest_checkpoint_is_found_for_either_trainer(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    assert model_directory(tmp_path) == tmp_path / "global_step_7" / "huggingface"
+    (tmp_path / "global_step_7" / "actor" / "huggingface").mkdir(parents=True)
+    assert model_directory(tmp_path) == tmp_path / "global_step_7" / "actor" / "huggingface"
+    assert model_directory(tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *VARIANTS])

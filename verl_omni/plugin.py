@@ -55,6 +55,11 @@ HOOKS = (
         "`+recipe=PATH`: a Hydra ConfigSource and SearchPathPlugin",
     ),
     Hook(
+        "omegaconf",
+        "verl_omni.checkpoints:register_resolver",
+        "`${latest:RUN}` in a recipe: the model of a run's last checkpoint, whose step no recipe can know",
+    ),
+    Hook(
         "verl.plugin.platform.platform_manager",
         "verl_omni.platforms.cpu:register_platform",
         "platform `cpu` in verl's PlatformRegistry",

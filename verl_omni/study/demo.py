@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from verl_omni.checkpoints import latest
 from verl_omni.study.stages import execute, steps_in
 
 MODELS = {  # name in the table and the report -> recipe that trains it; None: as it comes
@@ -55,12 +56,7 @@ class Demo:
         """Directory of a trained model in transformers' format; None before its training has ended."""
         if self.models[name] is None:
             return self.out / "base"
-        tracker = self.checkpoints(name) / "latest_checkpointed_iteration.txt"
-        finished = self.checkpoints(name) / "finished"
-        if not finished.is_file():
-            return None
-        step = self.checkpoints(name) / f"global_step_{tracker.read_text().strip()}"
-        return next(path for path in (step / "actor" / "huggingface", step / "huggingface") if path.is_dir())
+        return latest(self.checkpoints(name)) if (self.checkpoints(name) / "finished").is_file() else None
 
     def prepare(self) -> None:
         if (self.data / "test.parquet").is_file() and (self.out / "base" / "config.json").is_file():

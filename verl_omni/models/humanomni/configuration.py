@@ -23,6 +23,8 @@ class HumanOmniConfig(Qwen2Config):
         video_token_id, audio_token_id: placeholder ids; one token per feature vector.
         original_files, original_tensors: of a converted checkpoint, the original's small JSON files and which optional
             tensors it had; for the way back.
+        freeze_bert: train the gate on top of BERT but not BERT, as the original's supervised fine-tuning does (its GRPO
+            trains both). A choice of the run, set in recipes under ``override_config`` and not saved with the model.
 
     Raises:
         ValueError: a projector type this package does not know, or a patch grid the projector does not fit.
@@ -42,6 +44,7 @@ class HumanOmniConfig(Qwen2Config):
     audio_token_id: int | None = None
     original_files: dict | None = None
     original_tensors: dict | None = None
+    freeze_bert: bool = False
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
@@ -60,6 +63,10 @@ class HumanOmniConfig(Qwen2Config):
                 "grid, all_in_one an odd one"
             )
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As transformers', without what is a choice of the training run."""
+        return {name: value for name, value in super().to_dict().items() if name != "freeze_bert"}
 
     @property
     def patch_grid(self) -> int:

@@ -136,6 +136,7 @@ class HumanOmniTowers:
         self.audio_projector = mlp(config.audio_config.d_model, config.hidden_size, config.hidden_size)
         self.bert_model = BertModel(config.bert_config)
         self.bert_gate = mlp(config.bert_config.hidden_size, GATE_WIDTH, 3)
+        self.freeze_bert = config.freeze_bert
         self.train(self.training)
 
     def train(self, mode: bool = True):
@@ -147,8 +148,9 @@ class HumanOmniTowers:
         super().train(mode)
         for tower in (self.vision_tower, self.audio_tower, self.bert_model):
             tower.eval()
-        for frozen_or_unused in (self.vision_tower, self.audio_tower, self.bert_model.pooler):
-            frozen_or_unused.requires_grad_(False)
+        bert = self.bert_model if self.freeze_bert else self.bert_model.pooler  # which nothing uses
+        for frozen in (self.vision_tower, self.audio_tower, bert):
+            frozen.requires_grad_(False)
         return self
 
     @torch.no_grad()

@@ -1,0 +1,35 @@
+"""Where a training run left its model."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def latest(run: str | Path) -> Path:
+    """Return the model directory of a verl run's last checkpoint.
+
+    Args:
+        run: What a recipe calls ``trainer.default_local_dir``.
+
+    Returns:
+        ``global_step_N/huggingface`` of supervised fine-tuning, ``global_step_N/actor/huggingface`` of GRPO; the file
+        that verl notes N in if there is none, so that whoever looks for the model names it.
+    """
+    tracker = Path(run).expanduser() / TRACKER
+    if not tracker.is_file():
+        return tracker
+    step = tracker.parent / f"global_step_{tracker.read_text().strip()}"
+    of_grpo = step / "actor" / "huggingface"
+    return of_grpo if of_grpo.is_dir() else step / "huggingface"
+
+
+def model_directory(path: Path) -> Path:
+    """Return ``path``, or the last model of the training run that it is."""
+    return latest(path) if (path / TRACKER).is_file() else path
+
+
+def register_resolver(_omegaconf: object = None) -> None:
+    """Make ``${latest:RUN}`` known to OmegaConf, in each process of verl: some of them resolve a recipe anew."""
+    OmegaConf.register_new_resolver("latest", lambda run: str(latest(run)), replace=True)
