@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from taught_model import Taught
 from transformers import AutoProcessor
 
 from verl_omni.__main__ import main
+from verl_omni.cli.evaluate import fold_warnings
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.answering import Settings, load, load_rows, plan, request_of, start_engine
+from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan, request_of, start_engine
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
 from verl_omni.models.humanomni.tiny import build_tiny
+from verl_omni.prompts import QUESTION, instruction
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 
@@ -131,6 +134,46 @@ def test_media_that_fail_become_the_rows_error(tmp_path: Path, tiny: Path) -> No
     video_only = load_job(tmp_path, tiny, silent, no_audio="video_only")
     assert not video_only.error and len(video_only.videos) == 1 and len(video_only.audios) == 0
     assert "<au_start>" not in video_only.prompt
+
+
+def test_another_question_keeps_the_media_and_lists_the_labels_if_asked(tmp_path: Path) -> None:
+    rows = [
+        rl_row(0, "a.mp4", data_source="mafw", label="anxious"),
+        rl_row(1, "a.mp4", data_source="own", label="bored"),
+    ]
+    rows = load_rows([str(rows_file(tmp_path, rows))])
+    ask(rows, "release", with_options=True)
+    first, second = (row.data["prompt"][-1]["content"] for row in rows)
+    assert first.startswith("<video><audio>As an emotional recognition expert, in the video, when")
+    assert first.endswith("expressed?\nhappy ,surprise ,neutral ,angry ,disgust ,sad ,fear ,contemptuous, disappointed, helpless, anxious")  # fmt: skip # noqa: E501
+    assert second.endswith("expressed?\nbored")
+    ask(rows, "Who?", with_options=False)
+    assert rows[0].data["prompt"][-1]["content"] == "<video><audio>Who?"
+    ask(rows, "think", with_options=True)
+    assert rows[1].data["prompt"][-1]["content"] == f"<video><audio>{instruction(QUESTION + chr(10) + 'bored')}"
+
+
+def test_rows_of_the_folds_a_model_was_trained_on_are_told(tmp_path: Path) -> None:
+    def warned(fold: int, split: str) -> list[str]:
+        row = rl_row(0, "a.mp4", data_source="dfew", extra_info={"id": "1", "fold": fold, "split": split})
+        return list(fold_warnings([rows_file(tmp_path, [row])], ["dfew=2"]))
+
+    assert warned(2, "test") == warned(1, "train") == []
+    assert "1 rows (fold 1, test) are in the training set of fold 2" in warned(1, "test")[0]
+    assert "1 rows (fold 2, train)" in warned(2, "train")[0]
+
+
+def test_a_preset_sets_what_no_flag_says(tmp_path: Path, tiny: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("verl_omni.evaluation.answering.evaluate", lambda *given: seen.append(given) or [])
+    monkeypatch.setattr("verl_omni.evaluation.scoring.score_all", lambda *_: [])
+    data = str(rows_file(tmp_path, [rl_row(0, "a.mp4")]))
+    command = ["evaluate", str(tiny), "--data", data, "--out", str(tmp_path), "--preset", "r1omni-release"]
+    with suppress(IndexError):  # there are no scores to print
+        main([*command, "--max-tokens", "9", "--no-options"])
+    ((*_, settings, _, question, options),) = seen
+    assert (settings.max_tokens, settings.repetition_penalty, settings.aspect_ratio) == (9, 1.1, "squash")
+    assert (question, options) == ("release", False)
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:

@@ -21,7 +21,7 @@ from verl_omni.evaluation.results import (
     model_fingerprint,
     read_answers,
 )
-from verl_omni.evaluation.scoring import changed_share, intervals, score, score_all
+from verl_omni.evaluation.scoring import changed_share, difference, intervals, score, score_all
 from verl_omni.labels import LABELS
 from verl_omni.metrics import war
 from verl_omni.rewards import extract_explanation
@@ -220,6 +220,40 @@ def test_changed_share_compares_rows_answered_in_both_variants() -> None:
     ]
     assert changed_share(answers, "audio_muted") == (1, 2)
     assert changed_share(answers, "video_blanked") == (0, 0)
+
+
+def test_intervals_go_by_actor_where_rows_name_them() -> None:
+    """Ten actors of whom each gets all or nothing right: their rows say no more than ten rows would."""
+    by_actor = [
+        answer(100 * actor + row, "sad", "sad" if actor % 2 else "fear", actor=str(actor))
+        for actor in range(10)
+        for row in range(20)
+    ]
+    by_row = [replace(item, actor="") for item in by_actor]
+    wide, narrow = score(by_actor).war_interval, score(by_row).war_interval
+    assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
+    assert wide == score([replace(item, actor="", id=item.actor) for item in by_actor[::20]]).war_interval
+    assert score(by_actor[:20]).war_interval is None, "one actor"
+
+
+def test_two_models_are_compared_on_the_rows_of_both_actor_by_actor() -> None:
+    ours = [answer(i, "sad", "sad", actor=str(i // 4)) for i in range(40)]
+    theirs = [replace(item, model="SFT", completion="fear") for item in ours[:32]]
+    found = difference(ours, theirs)
+    assert (found.model, found.other, found.rows, found.groups, found.war) == ("R1", "SFT", 32, 8, 100.0)
+    assert found.p_value == pytest.approx(2 / 2**8, abs=0.004), "all signs alike, of eight actors"
+    assert difference(ours, [replace(item, model="SFT") for item in ours]).p_value == 1.0
+    with pytest.raises(ValueError, match="no row in common"):
+        difference(ours[:32], [replace(item, model="SFT") for item in ours[32:]])
+
+
+def test_words_for_a_class_count_as_it_only_when_asked_and_are_counted() -> None:
+    answers = [answer(0, "happy", "joy"), answer(1, "anger", "angry"), answer(2, "sad", "bored")]
+    assert score(answers).war == 0.0 and score(answers).normalized == {}
+    found = score(answers, normalize=True)
+    assert found.war == pytest.approx(200 / 3)
+    assert found.normalized == {"joy as happy": 1, "anger as angry": 1}
+    assert found.out_of_set == {"bored": 1}
 
 
 # --- ablation

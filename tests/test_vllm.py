@@ -140,6 +140,7 @@ def engine(environment, converted):
         block_size=32,
         num_gpu_blocks_override=12,
         worker_extension_cls="verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension",
+        logits_processors=["verl_omni.evaluation.repetition:NewTokensRepetitionPenalty"],
     )
     engine.llm.apply_model(count_encoder_runs)
     yield engine
@@ -177,8 +178,12 @@ def test_every_clip_in_one_batch_of_chunks_with_preemption(engine, form):
     assert engine.metric("num_preemptions") > preempted
 
 
-@pytest.mark.parametrize(("path", "recorded"), [("train", "greedy_ids"), ("infer", "greedy_ids_rep1")])
-def test_greedy_tokens_are_the_originals(engine, path, recorded):
+@pytest.mark.parametrize(
+    ("path", "recorded", "penalty"),
+    [("train", "greedy_ids", None), ("infer", "greedy_ids_rep1", None), ("infer", "mm_infer_ids", 1.1)],
+)
+def test_greedy_tokens_are_the_originals(engine, path, recorded, penalty):
+    """With a repetition penalty too, which the original takes of new tokens only."""
     # gif5: the original completes short gifs with frames of other sizes, which an array cannot hold.
     goldens = [Golden(case, path) for case in GOLDEN_CASES if case != "gif5"]
     prompts = [
@@ -189,7 +194,8 @@ def test_greedy_tokens_are_the_originals(engine, path, recorded):
         }
         for golden in goldens
     ]
-    params = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    extra = {"new_tokens_repetition_penalty": penalty} if penalty else None
+    params = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, extra_args=extra)
     outputs = engine.llm.generate(prompts, params, use_tqdm=False)
     for golden, output in zip(goldens, outputs, strict=True):
         ids = golden.meta[recorded]

@@ -34,6 +34,12 @@ VOCABULARIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Labels to choose from, letter by letter as the authors' evaluation scripts have them (there in a comment).
+OPTIONS: dict[str, str] = {
+    "dfew": "happy ,surprise ,neutral ,angry ,disgust ,sad ,fear",
+    "mafw": "happy ,surprise ,neutral ,angry ,disgust ,sad ,fear ,contemptuous, disappointed, helpless, anxious",
+}
+
 # Another word for a class -> the authors' word.
 ALIASES: dict[str, str] = {
     "anger": "angry",
@@ -67,17 +73,14 @@ def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
     """Return ``label`` as ``VOCABULARIES[vocabulary][corpus]`` words it; case and surrounding space don't matter.
 
     Raises:
-        ValueError: corpus or vocabulary are unknown, or the corpus has no such label.
+        ValueError: the corpus is unknown, or has no such label.
 
     >>> normalize("contempt", "mafw"), normalize("contempt", "mafw", "corpus")
     ('contemptuous', 'contempt')
     """
-    known = VOCABULARIES.get(vocabulary)
-    if known is None or corpus not in known:
-        raise ValueError(
-            f"unknown vocabulary {vocabulary!r} or corpus {corpus!r}; known: {', '.join(VOCABULARIES)} of "
-            f"{', '.join(LABELS)}"
-        )
+    known = VOCABULARIES[vocabulary]
+    if corpus not in known:
+        raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(known)}")
     for word in known[corpus]:
         if canonical(word) == canonical(label):
             return word
@@ -91,3 +94,11 @@ def label_set(corpus: str, found: set[str]) -> tuple[str, ...]:
     """Return the corpus's words in the vocabulary that the labels ``found`` in rows are of; none if it has none."""
     sets = [words[corpus] for words in VOCABULARIES.values() if corpus in words]
     return max(sets, key=lambda words: len(found & set(words)), default=())
+
+
+def options(corpus: str, found: set[str]) -> str:
+    """Return the labels to choose from in a question about rows with the labels ``found``."""
+    words = label_set(corpus, found)
+    if corpus in OPTIONS and words == LABELS[corpus]:
+        return OPTIONS[corpus]
+    return " ,".join(words or sorted(found))

@@ -21,6 +21,27 @@ def instruction(question: str = QUESTION) -> str:
     return INSTRUCTION.format(question=question)
 
 
+# What the authors' released evaluation scripts ask (humanomni/eval/eval_mafw_dfew.py and eval_ravedess.py).
+RELEASE_QUESTION = (
+    "As an emotional recognition expert, in the video, when the characters display their emotions, which predominant "
+    "feeling is most clearly expressed?"
+)
+QUESTIONS = {"think": instruction(), "bare": QUESTION, "release": f"{RELEASE_QUESTION}\n"}
+
+
+def asked(question: str, options: str = "") -> str:
+    """Return the text of the user turn for a question of ``QUESTIONS``, or any other text, with labels to choose from.
+
+    >>> asked("Who is angry?", "Ann ,Bob")
+    'Who is angry?\\nAnn ,Bob'
+    """
+    if not options:
+        return QUESTIONS.get(question, question)
+    if question == "think":  # the labels belong to the question, as in the authors' training data
+        return instruction(f"{QUESTION}\n{options}")
+    return f"{QUESTIONS.get(question, question).rstrip()}\n{options}"
+
+
 ANSWER = re.compile(r"<think>(?P<reasoning>.*?)</think>\s*<answer>(?P<label>.*?)</answer>", re.DOTALL)
 
 

@@ -3,15 +3,43 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from verl_omni.checkpoints import model_directory
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
+from verl_omni.data.files import read_rows
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.results import ResultsError
+from verl_omni.prompts import QUESTIONS
+
+DEFAULTS = {
+    "max_tokens": 512,
+    "repetition_penalty": 1.0,
+    "no_audio": "error",
+    "aspect_ratio": None,
+    "max_model_len": 2048,
+    "question": None,
+    "options": False,
+    "trained_folds": [],
+}
+# As R1-Omni's authors evaluate: `mm_infer` squashes frames, generates up to 2,048 tokens and takes the penalty from the
+# checkpoint; their scripts have the label options ready in a comment (--no-options is how they were released).
+PRESETS = {
+    "r1omni-release": {
+        "max_tokens": 2048,
+        "repetition_penalty": 1.1,
+        "aspect_ratio": "squash",
+        "max_model_len": 3328,
+        "question": "release",
+        "options": True,
+        "trained_folds": ["dfew=2"],
+    }
+}
 
 EPILOG = """writes to --out:
   NAME.jsonl         one line per answer; run the same command again to go on after an interruption
@@ -21,7 +49,7 @@ EPILOG = """writes to --out:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`)")
+    parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`), or a training run's")
     parser.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)"
     )
@@ -34,26 +62,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MODALITIES,
         help="which of each row's media the model gets (default both), for one that was trained with +data.modalities",
     )
+    parser.add_argument("--preset", choices=list(PRESETS), help="settings that go together; each also has its flag")
+    group = parser.add_argument_group("the question")
+    group.add_argument(
+        "--question", metavar="NAME|TEXT", help=f"ask this in place of the rows' own: {', '.join(QUESTIONS)}, or a text"
+    )
+    group.add_argument("--options", action=argparse.BooleanOptionalAction, help="list the labels to choose from in it")
+    group = parser.add_argument_group("scoring")
+    group.add_argument(
+        "--normalize",
+        action="store_true",
+        help="other words for a label's class count as it (verl_omni.labels.ALIASES)",
+    )
+    group.add_argument(
+        "--trained-folds",
+        nargs="+",
+        metavar="CORPUS=FOLD",
+        help="what the model was trained on: warns if rows are in it",
+    )
     group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
     group.add_argument("--blank-video", action="store_true", help="also with every frame in the mean colour")
     group.add_argument("--mute-audio", action="store_true", help="also with silence for sound")
     group.add_argument("--modality-ablation", action="store_true", help="both of the above")
     group = parser.add_argument_group("decoding (greedy)")
-    group.add_argument("--max-tokens", type=int, default=512, help="length limit of an answer (default 512)")
+    group.add_argument("--max-tokens", type=int, help="length limit of an answer (default 512)")
     group.add_argument(
         "--repetition-penalty",
         type=float,
-        default=1.0,
-        help="default 1, as in training; the original's inference took 1.1 from its checkpoints",
+        help="on new tokens; default 1, as in training; the original's inference took 1.1 from its checkpoints",
     )
     group.add_argument(
         "--no-audio",
         choices=NO_AUDIO_POLICIES,
-        default="error",
         help="what a clip without an audio track is: a failed row (default), or a row without sound",
     )
+    group.add_argument("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
     group = parser.add_argument_group("vLLM")
-    group.add_argument("--max-model-len", type=int, default=2048, help="prompt and answer in tokens (default 2048)")
+    group.add_argument("--max-model-len", type=int, help="prompt and answer in tokens (default 2048)")
     group.add_argument("--tensor-parallel-size", type=int, default=1)
     group.add_argument("--gpu-memory-utilization", type=float, default=0.9)
     group.add_argument("--dtype", help="default: float32 on a CPU, elsewhere vLLM's: bfloat16 for a float32 model")
@@ -64,11 +109,13 @@ def run(args: argparse.Namespace) -> int:
     from verl_omni.evaluation.scoring import changed_share, score_all
     from verl_omni.platforms.cpu import default_dtype
 
-    model = args.model.resolve()
+    model = model_directory(args.model.resolve())
     if not (model / "config.json").is_file():
         print(f"error: {args.model}: no config.json in it; expected a model directory (see `convert`)", file=sys.stderr)
         return 2
-    name = args.name or model.name
+    name = args.name or args.model.resolve().name
+    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
+    chosen = argparse.Namespace(**DEFAULTS | PRESETS.get(args.preset, {}) | given)
     wanted = {
         NORMAL: True,
         VIDEO_BLANKED: args.blank_video or args.modality_ablation,
@@ -80,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     }
     out = args.out / f"{name}.jsonl"
     try:
+        for warning in fold_warnings(args.data, chosen.trained_folds):
+            print(f"warning: {warning}", file=sys.stderr)
         answers = evaluate(
             model,
             args.data,
@@ -87,19 +136,22 @@ def run(args: argparse.Namespace) -> int:
             name,
             [variant for variant in VARIANTS if wanted[variant]],
             Settings(
-                max_tokens=args.max_tokens,
-                repetition_penalty=args.repetition_penalty,
-                no_audio=args.no_audio,
-                max_model_len=args.max_model_len,
+                max_tokens=chosen.max_tokens,
+                repetition_penalty=chosen.repetition_penalty,
+                aspect_ratio=chosen.aspect_ratio,
+                no_audio=chosen.no_audio,
+                max_model_len=chosen.max_model_len,
                 dtype=args.dtype or default_dtype(),
                 modalities=args.modalities,
             ),
             engine,
+            chosen.question,
+            chosen.options,
         )
     except (ResultsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    scores = score_all(answers)
+    scores = score_all(answers, args.normalize)
     scores_file = out.with_suffix(".scores.json")
     scores_file.write_text(json.dumps([asdict(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
     changed = {
@@ -113,10 +165,30 @@ def run(args: argparse.Namespace) -> int:
     console.print(scores_table(scores, changed))
     console.print(explanations_table(scores))
     for score in scores:
+        for words, count in score.normalized.items():
+            print(f"normalized ({score.data_source}, {score.variant}): {words}: {count} rows")
         for row, reason in score.failures:
             print(f"failed ({score.variant}), counted as a miss: {row}: {reason}", file=sys.stderr)
     print(f"{out}\n{scores_file}")
     return 0
+
+
+def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
+    """A sentence for each corpus of which rows are in the folds (`CORPUS=FOLD`) that the model was trained on."""
+    trained = dict(item.split("=", 1) for item in trained_folds)
+    rows = [(row.get("data_source"), row.get("extra_info") or {}) for file in files for row in read_rows(file)]
+    for corpus, fold in trained.items():
+        # A fold's test clips are training clips of every other fold.
+        seen = [
+            about
+            for source, about in rows
+            if source == corpus and about.get("fold") and (str(about["fold"]) != fold) == (about["split"] == "test")
+        ]
+        if seen:
+            yield (
+                f"{corpus}: {len(seen)} rows (fold {seen[0]['fold']}, {seen[0]['split']}) are in the training set of "
+                f"fold {fold}, which this model was trained on; prepare the corpus with --fold {fold}"
+            )
 
 
 def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
+from verl_omni.checkpoints import model_directory
 from verl_omni.media import MediaError
 from verl_omni.prompts import QUESTION, instruction
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.model = model_directory(args.model)
     if not (args.model / "config.json").is_file():
         print(
             f"error: {args.model}: no config.json in it; give a model directory with --model "

@@ -26,9 +26,11 @@ from verl_omni.evaluation.results import (
     media_fingerprint,
     model_fingerprint,
 )
+from verl_omni.labels import options
 from verl_omni.media import MediaError, NoAudioError
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
+from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
@@ -42,7 +44,8 @@ class Settings:
 
     Attributes:
         max_tokens: Length limit of an answer.
-        repetition_penalty: Other than 1 is what the original's `generate` took from its checkpoint.
+        repetition_penalty: On new tokens alone; 1.1 is what the original's `generate` took from its checkpoint.
+        aspect_ratio: `pad` or `squash` frames; None for the model's own way.
         no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
         max_model_len: Prompt and answer together, in tokens.
         dtype: vLLM's.
@@ -51,6 +54,7 @@ class Settings:
 
     max_tokens: int = 512
     repetition_penalty: float = 1.0
+    aspect_ratio: str | None = None
     no_audio: str = "error"
     max_model_len: int = 2048
     dtype: str = "auto"
@@ -76,6 +80,8 @@ def evaluate(
     variants: Sequence[str],
     settings: Settings,
     engine: dict[str, Any] | None = None,
+    question: str | None = None,
+    with_options: bool = False,
 ) -> list[Answer]:
     """Answer every row in every variant that applies to it; answers on file are not computed again.
 
@@ -87,6 +93,8 @@ def evaluate(
         variants: Of `verl_omni.evaluation.ablation.VARIANTS`.
         settings: What else decides an answer.
         engine: Further arguments of `vllm.LLM`, which do not.
+        question: To ask in place of the rows' own, one of `verl_omni.prompts.QUESTIONS` or a text.
+        with_options: Whether the question lists the corpus's labels to choose from.
 
     Returns:
         The answers of all rows, in the order of rows and variants.
@@ -98,6 +106,8 @@ def evaluate(
     processor = AutoProcessor.from_pretrained(model)
     rows = load_rows([str(file) for file in files], PromptRow)
     keep_modalities(rows, settings.modalities)
+    if question or with_options:
+        ask(rows, question or "think", with_options)
     planned = plan(rows, name, variants, [model_fingerprint(model), asdict(settings)])
     keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
     with ResultsFile(out, keys) as results:
@@ -115,6 +125,17 @@ def evaluate(
                     results.add(answer)
                     progress.update()
         return [results.answers[a.key] for _, answers in planned for a in answers]
+
+
+def ask(rows: list[Row], question: str, with_options: bool) -> None:
+    """Put another question into the rows' prompts, in place; the media stay."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row.data["data_source"], set()).add(row.data["reward_model"]["ground_truth"])
+    for row in rows:
+        source, (*before, last) = row.data["data_source"], row.data["prompt"]
+        text = asked(question, options(source, labels[source]) if with_options else "")
+        row.data["prompt"] = [*before, last | {"content": "".join(TAGS.findall(last["content"])) + text}]
 
 
 def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: list) -> list[tuple[Row, list[Answer]]]:
@@ -137,6 +158,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
             "question": TAGS.sub("", data["prompt"][-1]["content"]),
             "videos": videos,
             "audios": audios,
+            "actor": (data.get("extra_info") or {}).get("actor") or "",
         }
         made = [variant for variant in variants if applies(variant, videos, audios)]
         keys = [fingerprint([row_id, data["prompt"], media, common_to_all, variant]) for variant in made]
@@ -198,6 +220,10 @@ def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> 
     # the levels of its loggers.)
     logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
     arguments = {"max_model_len": settings.max_model_len, "dtype": settings.dtype, **arguments}
+    if settings.aspect_ratio:
+        arguments["mm_processor_kwargs"] = {"aspect_ratio": settings.aspect_ratio}
+    if settings.repetition_penalty != 1:
+        arguments["logits_processors"] = ["verl_omni.evaluation.repetition:NewTokensRepetitionPenalty"]
     return LLM(model=str(model), seed=0, limit_mm_per_prompt={"video": 1, "audio": 1}, **arguments)
 
 
@@ -206,9 +232,11 @@ def answer_jobs(llm: Any, jobs: Iterator[Job], settings: Settings, image_mean: l
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
-    params = SamplingParams(
-        temperature=0.0, max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty
-    )
+    from verl_omni.evaluation.repetition import ARGUMENT as PENALTY
+
+    params = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens)
+    if settings.repetition_penalty != 1:
+        params.extra_args = {PENALTY: settings.repetition_penalty}
     pending: dict[str, Answer] = {}
     exhausted = False
     while pending or not exhausted:

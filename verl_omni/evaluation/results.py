@@ -34,6 +34,7 @@ class Answer:
         completion: Generated text; empty if the row failed.
         finish_reason: vLLM's: `stop`, or `length` for a text cut off.
         error: Why the row has no completion; empty if it has one.
+        actor: Who is seen, where the row says so.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Answer:
     completion: str = ""
     finish_reason: str = ""
     error: str = ""
+    actor: str = ""
 
 
 def fingerprint(value: object) -> str:
@@ -89,7 +91,7 @@ def read_answers(path: str | Path) -> list[Answer]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            answers.append(Answer(**{name: entry[name] for name in names}))
+            answers.append(Answer(**{name: entry[name] for name in names & entry.keys()}))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ResultsError(
                 f"{path}, line {number}: not an answer of this format ({error!r}); repair or delete the line"

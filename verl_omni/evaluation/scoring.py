@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer
-from verl_omni.labels import label_set
+from verl_omni.labels import canonical, label_set
 from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
 from verl_omni.rewards import extract_answer, extract_explanation, format_reward
 from verl_omni.rewards.explanation import explained_emotion
@@ -34,7 +33,8 @@ class Score:
 
     Attributes:
         rows: Number of rows, answered or not.
-        war_interval, uar_interval: 95 % percentile bootstrap over rows; None below two rows.
+        war_interval, uar_interval: 95 % percentile bootstrap over rows, or over actors where rows name them (clips of
+            one actor resemble each other); None below two.
         recall: Recall by class present in the ground truth.
         support: Rows by class.
         labels: Rows and columns of `confusion`; the last, `(other)`, takes answers outside the set and failures.
@@ -48,6 +48,7 @@ class Score:
         mentions: Share of the explanations that mention `sight`, and `sound`.
         hallucinations: Rows whose explanation mentions a sense that the model was not given.
         wheel: Emotion-wheel score `f`, `precision`, `recall`, and `hit_rate`; None if no label is in a wheel.
+        normalized: Answers and labels that were counted as another word, if that was asked for, with their number.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Score:
     mentions: dict[str, float]
     hallucinations: int
     wheel: dict[str, float] | None
+    normalized: dict[str, int]
 
 
 def explanation(answer: Answer) -> str:
@@ -85,8 +87,22 @@ def prediction(answer: Answer) -> str:
     return "" if answer.error else extract_answer(answer.completion)
 
 
-def score(answers: list[Answer]) -> Score:
+def classes_of(data_source: str, labels: list[str]) -> list[str]:
+    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER).
+
+    Labels that list several emotions (an open vocabulary) are no classes: there is no set then.
+    """
+    if any(len(emotion_list(label)) > 1 for label in labels):
+        return []
+    stated = label_set(data_source, set(labels))
+    return [*stated, *sorted(set(labels) - set(stated))]
+
+
+def score(answers: list[Answer], normalize: bool = False) -> Score:
     """Score the answers of one model, corpus and variant.
+
+    Args:
+        normalize: Whether all words for a class (`verl_omni.labels.ALIASES`) count as it, in labels and answers.
 
     Raises:
         ValueError: No answers, or answers of several models, corpora or variants.
@@ -97,10 +113,11 @@ def score(answers: list[Answer]) -> Score:
     ((model, data_source, variant),) = groups
     truth = [answer.label for answer in answers]
     predicted = [prediction(answer) for answer in answers]
-    stated = label_set(data_source, set(truth))
-    known = [*stated, *sorted(set(truth) - set(stated))]  # all there is for a corpus without a label set
-    if any(len(emotion_list(label)) > 1 for label in truth):
-        known = []  # an open vocabulary: labels that list several emotions are no classes
+    normalized: Counter[str] = Counter()
+    if normalize:
+        normalized.update(f"{word} as {canonical(word)}" for word in truth + predicted if canonical(word) != word)
+        truth, predicted = [canonical(word) for word in truth], [canonical(word) for word in predicted]
+    known = classes_of(data_source, truth)
     failures = [(answer.id, answer.error) for answer in answers if answer.error]
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
     columns = [*known, OTHER]
@@ -108,7 +125,7 @@ def score(answers: list[Answer]) -> Score:
     in_set = [[word if word in known else OTHER for word in words] for words in (truth, predicted)]
     matrix = confusion_matrix(*in_set, labels=columns)
     support = Counter(truth)
-    war_interval, uar_interval = intervals(truth, predicted)
+    war_interval, uar_interval = intervals(truth, predicted, [answer.actor or answer.id for answer in answers])
     return Score(
         model=model,
         data_source=data_source,
@@ -131,6 +148,7 @@ def score(answers: list[Answer]) -> Score:
         epc=epc(predicted, explained),
         fcr=fcr(truth, predicted, explained),
         wheel=_wheel(truth, predicted),
+        normalized=dict(normalized.most_common()),
         **_senses(answers),
     )
 
@@ -160,50 +178,77 @@ def _wheel(truth: list[str], predicted: list[str]) -> dict[str, float] | None:
 
 
 def intervals(
-    truth: list[str], predicted: list[str], seed: int = 0
+    truth: list[str], predicted: list[str], groups: list[str] | None = None, seed: int = 0
 ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """95 % percentile bootstrap intervals of WAR and UAR over rows, in %.
+    """95 % percentile bootstrap intervals of WAR and UAR, in %.
+
+    Args:
+        groups: What is drawn as one, such as all rows of an actor; by default each row.
 
     A resample's UAR averages the classes that it holds, as UAR itself does.
     """
-    if len(truth) < 2:
+    classes, which = np.unique(truth, return_inverse=True)
+    names, group = np.unique(groups or np.arange(len(truth)).astype(str), return_inverse=True)
+    if len(names) < 2:
         return None, None
-    classes = np.array(sorted(set(truth)))
-    hit = np.array([t == p for t, p in zip(truth, predicted, strict=True)], dtype=float)
-    which = np.searchsorted(classes, truth).astype(float)
-
-    def resampled_war(hit: np.ndarray, which: np.ndarray, axis: int) -> np.ndarray:
-        return 100.0 * hit.mean(axis=axis)
-
-    def resampled_uar(hit: np.ndarray, which: np.ndarray, axis: int) -> np.ndarray:
-        totals = np.stack([(which == c).sum(axis=axis) for c in range(len(classes))])
-        hits = np.stack([(hit * (which == c)).sum(axis=axis) for c in range(len(classes))])
-        recalls = np.divide(hits, totals, out=np.zeros_like(hits), where=totals > 0)
-        return 100.0 * recalls.sum(axis=0) / (totals > 0).sum(axis=0)
-
-    def interval(statistic) -> tuple[float, float]:
-        result = bootstrap(
-            (hit, which),
-            statistic,
-            n_resamples=RESAMPLES,
-            batch=200,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        return float(result.low), float(result.high)
-
-    return interval(resampled_war), interval(resampled_uar)
+    hit = np.array([t == p for t, p in zip(truth, predicted, strict=True)])
+    totals, hits = np.zeros((2, len(names), len(classes)))
+    np.add.at(totals, (group, which), 1)
+    np.add.at(hits, (group, which), hit)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    totals, hits = drawn @ totals, drawn @ hits  # [resamples, classes]
+    recalls = np.divide(hits, totals, out=np.full_like(hits, np.nan), where=totals > 0)
+    wars, uars = 100 * hits.sum(axis=1) / totals.sum(axis=1), 100 * np.nanmean(recalls, axis=1)
+    war_interval, uar_interval = (tuple(map(float, np.percentile(x, [2.5, 97.5]))) for x in (wars, uars))
+    return war_interval, uar_interval
 
 
-def score_all(answers: list[Answer]) -> list[Score]:
+@dataclass(frozen=True)
+class Difference:
+    """How much better one model is than another on the same rows.
+
+    Attributes:
+        rows, groups: Rows that both models have; how many actors (or rows, where none are named) they come from.
+        war: Difference of WAR in points, `model` less `other`.
+        p_value: Two-sided, of a permutation test that exchanges the two models' answers actor by actor.
+    """
+
+    model: str
+    other: str
+    data_source: str
+    rows: int
+    groups: int
+    war: float
+    p_value: float
+
+
+def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Difference:
+    """Compare two models on one corpus, unchanged rows only.
+
+    Raises:
+        ValueError: The models have no row in common.
+    """
+    right = [{a.id: prediction(a) == a.label for a in answers if a.variant == NORMAL} for answers in (model, other)]
+    both = [answer for answer in model if answer.variant == NORMAL and answer.id in right[1]]
+    if not both:
+        raise ValueError(f"{model[0].model} and {other[0].model} have no row in common")
+    gains: Counter[str] = Counter()
+    for answer in both:
+        gains[answer.actor or answer.id] += int(right[0][answer.id]) - int(right[1][answer.id])
+    gain = np.array(list(gains.values()))
+    signs = np.random.default_rng(seed).choice([-1, 1], size=(9999, len(gain)))
+    as_large = (np.abs(signs @ gain) >= abs(gain.sum())).sum()
+    names = (model[0].model, other[0].model, model[0].data_source)
+    return Difference(*names, len(both), len(gain), 100.0 * gain.sum() / len(both), (as_large + 1) / (9999 + 1))
+
+
+def score_all(answers: list[Answer], normalize: bool = False) -> list[Score]:
     """A score for every model, corpus and variant, in order of first appearance (variants in their own order)."""
     groups: dict[tuple[str, str, int], list[Answer]] = {}
     for answer in answers:
         groups.setdefault((answer.model, answer.data_source, VARIANTS.index(answer.variant)), []).append(answer)
     order = list(dict.fromkeys((model, source) for model, source, _ in groups))
-    return [score(groups[key]) for key in sorted(groups, key=lambda key: (order.index(key[:2]), key[2]))]
+    return [score(groups[key], normalize) for key in sorted(groups, key=lambda key: (order.index(key[:2]), key[2]))]
 
 
 def changed_share(answers: list[Answer], variant: str, part: Callable[[Answer], str] = prediction) -> tuple[int, int]:
