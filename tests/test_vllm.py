@@ -289,6 +289,19 @@ def test_a_weight_update_reaches_every_part(engine):
         assert engine.errors([request], outputs, new).max() > 1e-2, part
 
 
+def forget_weights(model):
+    """What is left of a model after vLLM's sleep at level 2: buffers alone, which vLLM keeps."""
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+
+
+def test_a_weight_update_restores_a_model_that_slept(engine):
+    request = engine.request("landscape.mp4")
+    engine.llm.apply_model(forget_weights)
+    update_weights(engine, engine.model)
+    assert engine.errors([request], engine.generate([request.expanded()])).max() <= 1e-3
+
+
 @pytest.fixture
 def server(environment, converted, tmp_path):
     with socket.socket() as free:
