@@ -1,10 +1,12 @@
 """The demo corpus: real clips, whose label cannot be told from one sense."""
 
+import json
 from collections import Counter
 
 import av
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from verl_omni.corpora.demo import LABEL_OF, SUGGESTS, build_demo
 from verl_omni.data.check import check_media, load_rows
@@ -12,6 +14,7 @@ from verl_omni.data.files import read_rows
 from verl_omni.labels import LABELS
 from verl_omni.media import read_audio, read_video
 from verl_omni.rewards import compute_score
+from verl_omni.study.demo import Demo, _cost, draw_variants, metrics_of
 
 SIZES = {"n_train": 16, "n_test": 8, "n_sft": 8}
 
@@ -91,3 +94,38 @@ def test_sight_and_sound_each_show_in_simple_features(files):
 def test_numbers_that_four_labels_cannot_share_are_refused(tmp_path):
     with pytest.raises(ValueError, match="n_test=10"):
         build_demo(tmp_path, n_test=10)
+
+
+def test_a_variant_trains_a_model_of_its_own_from_the_same_start(tmp_path):
+    demo = Demo(tmp_path, seed=0, overrides=[], variants=["dapo", "no_think"])
+    assert list(demo.models)[-3:] == ["R1-Omni", "R1-Omni+dapo", "R1-Omni+no_think"]
+    commands = {}
+    demo.train = commands.__setitem__
+    demo.model = lambda name: tmp_path / name
+    for name in ("R1-Omni", "R1-Omni+dapo", "R1-Omni+no_think"):
+        demo.reinforce(name)
+        parsed = OverridesParser.create().parse_overrides(commands[name][2:])  # as verl's Hydra reads them
+        values = {override.key_or_group: override.value() for override in parsed}
+        assert values["trainer.default_local_dir"] == str(tmp_path / "checkpoints" / name)
+        start = "MAFW-DFEW-SFT" if name == "R1-Omni+no_think" else "EMER-SFT"
+        assert values["actor_rollout_ref.model.path"] == str(tmp_path / start)
+    assert values["recipe"] == ["r1omni_cpu", "no_think"]
+
+
+def test_the_cost_of_a_run_is_read_from_verls_metrics(tmp_path):
+    demo = Demo(tmp_path, seed=0, overrides=[], variants=["rloo"])
+    (tmp_path / "logs").mkdir()
+    for name, seconds in (("R1-Omni", (9.0, 5.0, 4.0)), ("R1-Omni+rloo", (3.0, 2.0, 2.5))):
+        lines = [
+            {
+                "step": step,
+                "data": {"response_length/mean": 20.0 + step, "timing_s/step": s, "reward/accuracy/mean": 0.5},
+            }
+            for step, s in enumerate(seconds, start=1)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "logs" / f"{name}.1.jsonl").write_text(text)
+    assert _cost(metrics_of(tmp_path, "R1-Omni")) == ["23.0", "5.0"]
+    assert _cost(metrics_of(tmp_path, "R1-Omni+rloo")) == ["23.0", "2.5"]
+    assert _cost(metrics_of(tmp_path, "EMER-SFT")) == []
+    assert draw_variants(demo).stat().st_size > 10_000

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from rich.table import Table
 
@@ -133,9 +134,10 @@ def scores_of(demo: Demo) -> Iterator[tuple[str, dict[str, dict]]]:
 
 
 def summary(demo: Demo) -> Table:
-    """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; contradicting explanations."""
-    table = Table(title="held-out clips, in %")
-    for column in ("model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "contradicting"):
+    """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; explanations; cost of GRPO."""
+    table = Table(title="held-out clips, in %; contradicting explanations; tokens an answer and seconds a step of GRPO")
+    columns = ("model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "contradicting")
+    for column in (*columns, "tokens", "s a step"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, by_variant in scores_of(demo):
         normal = by_variant["normal"]
@@ -145,8 +147,16 @@ def summary(demo: Demo) -> Table:
             *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
             f"{normal['epc']:.1f}",
             f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}",
+            *_cost(metrics_of(demo.out, name)),
         )
     return table
+
+
+def _cost(metrics: dict[str, dict[int, float]]) -> list[str]:
+    """Tokens an answer at the end, and the median step's seconds; nothing for a model that GRPO did not train."""
+    if TOKENS not in metrics:
+        return []
+    return [f"{list(metrics[TOKENS].values())[-1]:.1f}", f"{median(metrics['timing_s/step'].values()):.1f}"]
 
 
 def metrics_of(out: Path, name: str) -> dict[str, dict[int, float]]:
@@ -179,12 +189,35 @@ def draw_rewards(out: Path) -> Path:
     return picture
 
 
+TOKENS = "response_length/mean"
 CURVES = {  # verl's metric -> label, line
     "critic/score/mean": ("reward of the rollouts (0 to 2)", "-"),
     "reward/accuracy/mean": ("accuracy of the rollouts", "-"),
     "reward/format/mean": ("format of the rollouts", "-"),
     "val-aux/demo/accuracy/mean@1": ("held-out accuracy", "o-"),
 }
+
+
+def draw_variants(demo: Demo) -> Path:
+    """A picture of GRPO and its variants while they ran: accuracy and length of the rollouts, one point a step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name in demo.models:
+        metrics = metrics_of(demo.out, name)
+        for axes, key in zip(panels, ("reward/accuracy/mean", TOKENS), strict=True):
+            if TOKENS in metrics:
+                axes.plot(metrics[key].keys(), metrics[key].values(), label=name)
+    for axes, title in zip(panels, ("accuracy of the rollouts", "tokens an answer"), strict=True):
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+    panels[0].legend(loc="lower right")
+    picture = demo.out / "variants.png"
+    figure.savefig(picture, dpi=120)
+    return picture
 
 
 def run_stages(demo: Demo) -> None:
