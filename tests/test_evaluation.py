@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,22 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         read_answers(path)
 
 
+@pytest.mark.parametrize(("field", "value"), [("completion", 3), ("videos", "a.mp4"), ("label", None)])
+def test_a_line_of_another_type_is_named(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(asdict(answer(1, "happy", "sad")) | {field: value}) + "\n")
+    with pytest.raises(ResultsError, match=rf"r\.jsonl, line 1: .*{field}"):
+        read_answers(path)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.touch()
+    with pytest.raises(ResultsError, match=r"/dev/full: No space left on device"), ResultsFile(path, {}) as file:
+        file._file = open("/dev/full", "ab")  # noqa: SIM115
+        file.add(answer(1, "happy", "sad"))
+
+
 def test_answers_made_under_another_key_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with ResultsFile(path, {}) as file:
@@ -127,6 +143,22 @@ def test_fingerprints_follow_content(tmp_path: Path) -> None:
     assert model_fingerprint(tmp_path) == before
     copy.write_bytes(b"other weights")
     assert model_fingerprint(tmp_path) != before
+
+
+def test_a_models_fingerprint_follows_its_subfolders_and_not_its_clock(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "bert_tokenizer" / "tokenizer.json"
+    tokenizer.parent.mkdir()
+    tokenizer.write_text('{"a": 1}')
+    before = model_fingerprint(tmp_path)
+    os.utime(tokenizer, ns=(1, 1))
+    assert model_fingerprint(tmp_path) == before
+    tokenizer.write_text('{"a": 2}')
+    assert model_fingerprint(tmp_path) != before
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(100 * 2**20)
+    before = model_fingerprint(tmp_path)
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert model_fingerprint(tmp_path) != before  # too large to read
 
 
 # --- scores

@@ -432,12 +432,34 @@ def test_missing_files_end_the_command_with_where_to_get_them(module, name, key,
     assert "`make demo` makes these" in message and str(rows) not in message
 
 
-def test_a_model_on_the_hub_is_not_looked_for(tmp_path, monkeypatch):
+def test_a_model_may_be_in_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "HF_HUB_CACHE", str(tmp_path / "hub"))
     config = OmegaConf.create(
         {"model": {"path": "some/model"}, "data": {"train_files": "hdfs://rows", "val_files": None}}
     )
+    with pytest.raises(SystemExit, match=r"model\.path: some/model\nremedy; or name others"):
+        recipe.CheckPaths("remedy").on_job_start(config)
+    (tmp_path / "hub" / "models--some--model").mkdir(parents=True)
     recipe.CheckPaths("remedy").on_job_start(config)
     config.data.train_files = ["rows.parquet"]
     with pytest.raises(SystemExit, match=r"data\.train_files: rows\.parquet\nremedy; or name others"):
         recipe.CheckPaths("remedy").on_job_start(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "override"),
+    [
+        (GRPO, "r1omni", "actor_rollout_ref.actor.strategy=fsdp"),
+        (SFT, "emer_sft", "engine.strategy=fsdp"),
+        (GRPO, "r1omni_cpu", "skip.rollout_tq.enable=True"),
+    ],
+)
+def test_settings_that_cannot_work_end_the_command(config, name, override, monkeypatch):
+    check = recipe.CheckSettings()
+    check.on_job_start(composed(name, config=config))
+    with pytest.raises(SystemExit, match=f"{override}: "):
+        check.on_job_start(composed(name, override, config=config))
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # then nothing refers to a clip stored elsewhere
+    if "rollout_tq" in override:
+        check.on_job_start(composed(name, override, config=config))

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from huggingface_hub.constants import HF_HUB_CACHE
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -97,8 +98,8 @@ INPUTS = ("model.path", "actor_rollout_ref.model.path", "data.train_files", "dat
 class CheckPaths(Callback):
     """Hydra callback that ends the command before Ray starts if a model or rows file is not there.
 
-    A recipe names it under `hydra.callbacks`. A model path with a single slash may be a name on the hub, and one with a
-    scheme (`hdfs://`) is verl's to fetch; neither is looked for.
+    A recipe names it under `hydra.callbacks`. A model may be in the hub's cache, too; a path with a scheme (`hdfs://`)
+    is verl's to fetch and not looked for.
 
     Args:
         remedy: how a user of the recipe gets these files.
@@ -121,8 +122,33 @@ def _paths(config: DictConfig, key: str) -> list[str]:
     value = OmegaConf.select(config, key)
     paths = [value] if isinstance(value, str) else list(value or [])
     if key.endswith("model.path"):
-        paths = [path for path in paths if path.count("/") != 1]
+        paths = [path for path in paths if not (Path(HF_HUB_CACHE) / f"models--{path.replace('/', '--')}").is_dir()]
     return [os.path.expanduser(path) for path in paths if "://" not in path]
+
+
+# key -> value that cannot work with this model, and why.
+FSDP1 = ("fsdp", "FSDP1 flattens the frozen towers and the trained layers into one parameter; take fsdp2")
+REFUSED = {
+    "actor_rollout_ref.actor.strategy": FSDP1,
+    "engine.strategy": FSDP1,
+    "skip.rollout_tq.enable": (
+        True,
+        "the dumped rollouts refer to clips that are gone by then; VERL_OMNI_SHARING=0 in the environment dumps all",
+    ),
+}
+
+
+class CheckSettings(Callback):
+    """Hydra callback that ends the command before Ray starts if verl has a setting that this model cannot run with."""
+
+    def on_job_start(self, config: DictConfig, **_: object) -> None:
+        from verl_omni.media.cache import enabled  # not for each Hydra command: it loads the decoders
+
+        values = {key: OmegaConf.select(config, key) for key in REFUSED}
+        if not enabled():
+            del values["skip.rollout_tq.enable"]
+        if wrong := [f"{key}={value}: {REFUSED[key][1]}" for key, value in values.items() if value == REFUSED[key][0]]:
+            raise SystemExit("\n".join(["settings that cannot work with HumanOmni:", *wrong]))
 
 
 def register(hydra_main: ModuleType) -> None:

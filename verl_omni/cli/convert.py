@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             convert_back(args.checkpoint, args.out)
         else:
             convert(args.checkpoint, args.out, args.vision, args.audio, args.bert, args.towers)
-    except ConversionError as error:
+    except (ConversionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(args.out)

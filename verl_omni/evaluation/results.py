@@ -9,9 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from pydantic import TypeAdapter, ValidationError
+
+SMALL = 64 * 2**20  # bytes of a file that is read to know its state; a tokenizer is smaller, weights are larger
 
 
 class ResultsError(ValueError):
@@ -44,12 +48,15 @@ class Answer:
     variant: str
     label: str
     question: str
-    videos: list[str]
+    videos: list[str | list[str]]
     audios: list[str]
     completion: str = ""
     finish_reason: str = ""
     error: str = ""
     actor: str = ""
+
+
+ANSWER = TypeAdapter(Answer)
 
 
 def fingerprint(value: object) -> str:
@@ -69,9 +76,14 @@ def media_fingerprint(path: str | Path) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash of the names, sizes and modification times of a model's files (its weights are too large to read twice)."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    """Hash of a model's files, those in its subfolders too: of their content, or of size and time if too large."""
+
+    def state(file: Path) -> object:
+        size = file.stat().st_size
+        return media_fingerprint(file) if size <= SMALL else [size, file.stat().st_mtime_ns]
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return fingerprint([[str(file.relative_to(folder)), state(file)] for file in files])
 
 
 def read_answers(path: str | Path) -> list[Answer]:
@@ -86,15 +98,14 @@ def read_answers(path: str | Path) -> list[Answer]:
     if not path.is_file():
         raise ResultsError(f"{path}: no such results file; `python -m verl_omni evaluate` writes them")
     *lines, _torn = path.read_bytes().split(b"\n")
-    names = {field.name for field in fields(Answer)}
     answers = []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-            answers.append(Answer(**{name: entry[name] for name in names & entry.keys()}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            answers.append(ANSWER.validate_json(line, strict=True))
+        except ValidationError as error:
+            wrong = "{loc}: {msg}".format(**error.errors()[0])
             raise ResultsError(
-                f"{path}, line {number}: not an answer of this format ({error!r}); repair or delete the line"
+                f"{path}, line {number}: not an answer of this format ({wrong}); repair or delete the line"
             ) from error
     return answers
 
@@ -148,11 +159,14 @@ class ResultsFile:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._file.close()
+        self._file.raw.close()  # every answer was flushed; what a full disk refused is not tried again
         self._lock.close()
 
 
 def _append(file: BinaryIO, answers: Iterable[Answer]) -> None:
-    file.write(b"".join(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n" for answer in answers))
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(b"".join(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n" for answer in answers))
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise ResultsError(f"{file.name}: {error.strerror}; make room, and run the same command again") from error

@@ -11,7 +11,8 @@ Tensors are read one by one and written in shards, so memory stays below one cop
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -80,22 +81,24 @@ def convert(
     Raises:
         ConversionError: missing directories, tensors missing, unexpected or of the wrong shape, ``out`` not empty.
     """
-    checkpoint, out = Path(checkpoint), empty_directory(out)
-    original = json.loads((checkpoint / "config.json").read_text())
+    checkpoint, out = Path(checkpoint), unused(out)
+    original = read_json(checkpoint / "config.json")
     dirs = {
         name: tower_directory(name, given, original)
         for name, given in zip(TOWER_FLAGS, (vision, audio, bert), strict=True)
     }
     processor = build_processor(checkpoint, dirs, original)
-    config = build_config(original, dirs, processor)
-
+    with reading(checkpoint / "config.json"):
+        config = build_config(original, dirs, processor)
+        expected = expected_shapes(config)
     weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
     config.original_files = small_json_files(checkpoint)
     config.original_tensors = {
         "towers": any(name.startswith(TOWERS) for name in weights),
         "lm_head": "lm_head.weight" in weights,
     }
-    expected = expected_shapes(config)
+    if "model.embed_tokens.weight" not in weights:
+        raise ConversionError(f"{checkpoint}: no model.embed_tokens.weight in it: these are not HumanOmni's weights")
     if towers == "directories":
         weights = use_directories(weights, dirs, dtype=weights["model.embed_tokens.weight"].dtype)
     elif not config.original_tensors["towers"]:
@@ -104,10 +107,11 @@ def convert(
     drop_tied_head(weights, config)
     check_tensors(weights, expected, checkpoint)
 
-    write_weights(weights, out)
-    config.save_pretrained(out)
-    processor.save_pretrained(out)
-    copy_generation_config(checkpoint, out)
+    with written_aside(out) as folder:
+        write_weights(weights, folder)
+        processor.save_pretrained(folder)
+        copy_generation_config(checkpoint, folder)
+        config.save_pretrained(folder)
     return out
 
 
@@ -119,28 +123,82 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
     Raises:
         ConversionError: ``directory`` does not stem from an original checkpoint, ``out`` not empty.
     """
-    directory, out = Path(directory), empty_directory(out)
-    config = HumanOmniConfig.from_pretrained(directory)
-    if config.original_files is None:
-        raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
+    directory, out = Path(directory), unused(out)
+    read_json(directory / "config.json")
+    with reading(directory / "config.json"):
+        config = HumanOmniConfig.from_pretrained(directory)
+        expected = expected_shapes(config)
+    check_origin(config, directory)
     weights = read_weights(directory)
-    check_tensors(weights, expected_shapes(config), directory)
+    check_tensors(weights, expected, directory)
     if config.original_tensors["lm_head"] and config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     if not config.original_tensors["towers"]:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
-    write_weights({to_original(name): tensor for name, tensor in weights.items()}, out)
-    for name, content in config.original_files.items():
-        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    write_tokenizer(directory, out)
+    with written_aside(out) as folder:
+        write_weights({to_original(name): tensor for name, tensor in weights.items()}, folder)
+        with reading(directory):
+            write_tokenizer(directory, folder)
+        for name, content in config.original_files.items():
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return out
+
+
+def check_origin(config: HumanOmniConfig, directory: Path) -> None:
+    """Raise unless ``config`` says, in a form that can be trusted, what original checkpoint it stems from."""
+    if not isinstance(config.original_files, dict):
+        raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
+    if odd := [name for name in config.original_files if Path(name).name != name or not name.endswith(".json")]:
+        raise ConversionError(f"{directory}/config.json: original_files has {odd[0]!r}, not the name of a JSON file")
+    if not {"towers", "lm_head"} <= (config.original_tensors or {}).keys():
+        raise ConversionError(f"{directory}/config.json: original_tensors without towers and lm_head")
+
+
+def unused(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConversionError(f"{out} is not empty: remove it, or choose another --out")
+    return out
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Turn whatever the libraries raise for a damaged file (of any kind) into an error that names it."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        said = (str(error).strip() or "nothing more is said").splitlines()[0]
+        raise ConversionError(f"{source}: cannot be used ({type(error).__name__}: {said}); get it again") from error
+
+
+def read_json(path: Path) -> dict:
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: keys and values expected, a {type(content).__name__} found; get it again")
+    return content
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out`` when all is written: what a killed run leaves is named ``OUT.partial``."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def small_json_files(checkpoint: Path) -> dict[str, dict]:
     """An original's configurations: all its JSON files but the vocabulary's and the weights' index."""
     large = ("vocab.json", "tokenizer.json")
     files = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
-    return {file.name: json.loads(file.read_text()) for file in files}
+    return {file.name: read_json(file) for file in files}
 
 
 def write_tokenizer(directory: Path, out: Path) -> None:
@@ -166,14 +224,6 @@ def to_original(name: str) -> str:
     return name
 
 
-def empty_directory(path: str | Path) -> Path:
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
-        raise ConversionError(f"{path} is not empty: remove it, or choose another --out")
-    return path
-
-
 def tower_directory(name: str, given: str | Path | None, original: dict) -> Path:
     """The directory of a tower: the one given, else the one that the original's ``config.json`` names."""
     flag, key = TOWER_FLAGS[name]
@@ -184,32 +234,37 @@ def tower_directory(name: str, given: str | Path | None, original: dict) -> Path
             f"which BERT? Its tokenizer is not part of a checkpoint: pass {flag} DIR (bert-base-uncased)"
         )
     else:
-        path, source = Path(original.get(key, "")), f"config.json's {key}"
+        path, source = Path(str(original.get(key, ""))), f"config.json's {key}"
     if not (path / "config.json").is_file():
         raise ConversionError(f"{source} is {str(path)!r}, no directory with a config.json here: pass {flag} DIR")
     return path
 
 
 def build_processor(checkpoint: Path, dirs: dict[str, Path], original: dict) -> HumanOmniProcessor:
-    tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint)
+    with reading(checkpoint):
+        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint)
+        size, frames = int(original["vocab_size"]), int(original.get("num_frames", HumanOmniConfig.num_frames))
+    if not tokenizer.tokenize("a"):  # without its files it loads all the same, with special tokens alone
+        raise ConversionError(f"{checkpoint}: no tokenizer of Qwen2's (tokenizer.json, or vocab.json, merges.txt)")
     tokenizer.chat_template = None  # the original's is Qwen2-VL's; the processor brings HumanOmni's
     tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
-    if len(tokenizer) > original["vocab_size"]:
+    if len(tokenizer) > size:
         raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} tokens with the two placeholders, but vocab_size is "
-            f"{original['vocab_size']}: no unused ids are left"
+            f"the tokenizer has {len(tokenizer)} tokens with the two placeholders, but vocab_size is {size}: no unused "
+            "ids are left"
         )
-    bert_tokenizer = BertTokenizer.from_pretrained(dirs["bert"])
-    positions = AutoConfig.from_pretrained(dirs["bert"]).max_position_embeddings
-    bert_tokenizer.model_max_length = min(bert_tokenizer.model_max_length, positions)
-    return HumanOmniProcessor(
-        image_processor=SiglipImageProcessorPil.from_pretrained(dirs["vision"]),
-        feature_extractor=WhisperFeatureExtractor.from_pretrained(dirs["audio"]),
-        tokenizer=tokenizer,
-        bert_tokenizer=bert_tokenizer,
-        patch_size=vision_config(dirs["vision"]).patch_size,
-        num_frames=original.get("num_frames", HumanOmniConfig.num_frames),
-    )
+    with reading(dirs["bert"]):
+        bert_tokenizer = BertTokenizer.from_pretrained(dirs["bert"])
+        bert = AutoConfig.from_pretrained(dirs["bert"])
+        bert_tokenizer.model_max_length = min(bert_tokenizer.model_max_length, bert.max_position_embeddings)
+    if len(bert_tokenizer) != bert.vocab_size:
+        raise ConversionError(f"{dirs['bert']}: {len(bert_tokenizer)} words, {bert.vocab_size} by its config.json")
+    with reading(dirs["vision"]):
+        images = SiglipImageProcessorPil.from_pretrained(dirs["vision"])
+        patch_size = vision_config(dirs["vision"]).patch_size
+    with reading(dirs["audio"]):
+        sounds = WhisperFeatureExtractor.from_pretrained(dirs["audio"])
+    return HumanOmniProcessor(images, sounds, tokenizer, bert_tokenizer, patch_size=patch_size, num_frames=frames)
 
 
 def vision_config(directory: Path):
@@ -247,12 +302,15 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         raise ConversionError(f"{directory} has no *.safetensors and no pytorch_model*.bin")
     weights: dict[str, Tensor] = {}
     for file in files:
-        tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_bin(file)
+        with reading(file):
+            tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_bin(file)
         if twice := sorted(weights.keys() & tensors.keys()):
             raise ConversionError(f"{file}: tensors that another file of {directory} has, too: {', '.join(twice)}")
         weights |= tensors
     for index in directory.glob("*.index.json"):
-        if missing := sorted(json.loads(index.read_text())["weight_map"].keys() - weights.keys()):
+        with reading(index):
+            missing = sorted(read_json(index)["weight_map"].keys() - weights.keys())
+        if missing:
             raise ConversionError(f"{index} lists tensors that are in no file: {', '.join(missing)}")
     return weights
 
@@ -347,7 +405,10 @@ def write_weights(weights: dict[str, Tensor], out: Path) -> None:
     names = names if len(names) > 1 else ["model.safetensors"]
     weight_map = {}
     for file, shard in zip(names, shards, strict=True):
-        save_file({name: tensor.load() for name, tensor in shard.items()}, out / file, metadata={"format": "pt"})
+        tensors = {name: tensor.load() for name, tensor in shard.items()}
+        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ConversionError(f"not a number, or infinite, in {', '.join(broken)}: diverged or damaged")
+        save_file(tensors, out / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     if len(names) > 1:
         index = {"metadata": {"total_size": sum(map(size, weights.values()))}, "weight_map": weight_map}
