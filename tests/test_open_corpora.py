@@ -11,6 +11,7 @@ from verl_omni.__main__ import main
 from verl_omni.corpora import crema_d, emer, mafw, meld, original, ravdess
 from verl_omni.corpora.demo import FPS, SAMPLING_RATE, X264, draw_face, make_voice
 from verl_omni.corpora.listing import CorpusError
+from verl_omni.data.check import check_media, load_rows
 from verl_omni.data.files import read_rows
 from verl_omni.labels import ALIASES, LABELS, VOCABULARIES, canonical, label_set, normalize
 from verl_omni.media import read_audio, read_video
@@ -239,3 +240,27 @@ def test_the_authors_json_keeps_its_questions_and_tells_corpus_and_split_by_its_
 def test_an_option_of_another_corpus_is_refused(tmp_path: Path, capsys) -> None:
     assert prepare("meld", "--root", tmp_path, "--fold", 2, "--out", tmp_path / "rows") == 2
     assert "--fold: meld has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("video_only", ("<video>", None)), ("silence", ("<video><audio>", ["silence.flac"])), ("drop", None)],
+)
+def test_rows_of_clips_without_sound_run_and_are_listed(tmp_path: Path, policy: str, expected: tuple | None) -> None:
+    put_clip(tmp_path / "a.mp4")
+    silent = Path(__file__).parent / "golden" / "clips" / "noaudio.mp4"
+    (tmp_path / "b.mp4").write_bytes(silent.read_bytes())
+    put_text(tmp_path / "mine.csv", "path,label,split\na.mp4,sad,train\nb.mp4,sad,train\n")
+    command = ("csv", "--root", tmp_path, "--annotations", tmp_path / "mine.csv", "--out", tmp_path / "rows")
+    assert prepare(*command, "--no-audio", policy) == 0
+    assert (tmp_path / "rows" / "silent.txt").read_text() == f"{tmp_path / 'b.mp4'}\n"
+    for name in ("train", "train_sft"):
+        rows = read_rows(tmp_path / "rows" / f"{name}.parquet")
+        found = [
+            ((row.get("prompt") or row["messages"])[0]["content"].partition("As an")[0], row["audios"]) for row in rows
+        ]
+        assert len(found) == 2 - (expected is None)
+        if expected:
+            tags, audios = found[1]
+            assert (tags, audios and [Path(file).name for file in audios]) == expected
+        check_media(load_rows([str(tmp_path / "rows" / f"{name}.parquet")]))

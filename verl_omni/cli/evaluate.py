@@ -34,6 +34,7 @@ PRESETS = {
         "max_tokens": 2048,
         "repetition_penalty": 1.1,
         "aspect_ratio": "squash",
+        "no_audio": "silence",
         "max_model_len": 3328,
         "question": "release",
         "options": True,
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-audio",
         choices=NO_AUDIO_POLICIES,
-        help="what a clip without an audio track is: a failed row (default), or a row without sound",
+        help="what a clip without sound is: a failed row (default), a row without sound, one with silence, or none",
     )
     group.add_argument("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
     group = parser.add_argument_group("vLLM")

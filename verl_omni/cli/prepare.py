@@ -11,6 +11,7 @@ from rich.table import Table
 
 from verl_omni.corpora import crema_d, dfew, emer, explanations, mafw, meld, mer_unibench, original, ravdess, table
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
+from verl_omni.data.check import NO_AUDIO_POLICIES, Row, settle_silent, silent_sources
 from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
 from verl_omni.labels import LABELS, VOCABULARIES, canonical, normalize
@@ -32,6 +33,7 @@ EPILOG = """writes to --out:
   train.parquet, test.parquet  prompts and labels, for GRPO and evaluation
   train_sft.parquet            the same clips with answers: explanations (emer, original, --explanations) or bare labels
   missing.txt                  annotated clips that are not on disk
+  silent.txt                   clips whose sound track is missing or empty, see --no-audio
 layouts: see the docstrings of verl_omni.corpora"""
 
 
@@ -59,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--explanations",
         metavar="rules|FILE",
         help="explain the training clips: by rule, or by a file with id and text",
+    )
+    parser.add_argument(
+        "--no-audio",
+        choices=NO_AUDIO_POLICIES[1:],
+        default="video_only",
+        help="rows of clips without sound: without it (default), with ten seconds of silence as the original, or none",
     )
     parser.add_argument(
         "--partial", action="store_true", help="accept missing clips and counts other than the published ones"
@@ -92,7 +100,11 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    for path, rows in write_splits(listing, args.out, args.vocabulary).items():
+    silent = silent_sources(str(clip.media.resolve()) for split in listing.splits() for clip in listing.present(split))
+    (args.out / "silent.txt").write_text("".join(sorted(f"{file}\n" for _, file in silent)), encoding="utf-8")
+    if silent:
+        print(f"{len(silent)} clips have no sound, their rows: {args.no_audio}; listed in {args.out / 'silent.txt'}")
+    for path, rows in write_splits(listing, args.out, args.vocabulary, silent, args.no_audio).items():
         print(f"{path}: {rows} rows")
     if args.original_json:
         for split in listing.splits():
@@ -157,7 +169,9 @@ def counts_table(listing: Listing) -> Table:
     return table
 
 
-def write_splits(listing: Listing, out: Path, vocabulary: str | None = None) -> dict[Path, int]:
+def write_splits(
+    listing: Listing, out: Path, vocabulary: str | None, silent: set[tuple], no_audio: str
+) -> dict[Path, int]:
     """Write the rows of every clip on disk; returns the number of rows by file."""
     written = {}
     stated = vocabulary or ("as found" if listing.data_source not in LABELS else "authors")
@@ -168,7 +182,10 @@ def write_splits(listing: Listing, out: Path, vocabulary: str | None = None) -> 
         for suffix, make_row in makers.items():
             if clips:
                 path = out / f"{split}{suffix}.parquet"
-                rows = [make_row(clip, listing.data_source, index, **about) for index, clip in enumerate(clips)]
-                write_rows(rows, path)
-                written[path] = len(clips)
+                key = "messages" if suffix else "prompt"
+                made = [make_row(clip, listing.data_source, index, **about) for index, clip in enumerate(clips)]
+                rows = [Row(data, str(path), index, key) for index, data in enumerate(made)]
+                settle_silent(rows, silent, no_audio)
+                write_rows([row.data for row in rows], path)
+                written[path] = len(rows)
     return written

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from verl_omni.media import MediaError, NoAudioError, existing, read_audio, read
 logger = logging.getLogger(__name__)
 
 MODALITIES = tuple(tag.strip("<>") for tag in MEDIA_KEYS.values())
-MEDIA_CHECKS, NO_AUDIO_POLICIES = ("full", "exists"), ("error", "video_only")
+MEDIA_CHECKS, NO_AUDIO_POLICIES = ("full", "exists"), ("error", "video_only", "silence", "drop")
+SILENCE = Path(__file__).with_name("silence.flac")  # ten seconds, which is what the original hears
 LISTED = 20  # problems spelled out in an error; the rest is counted
 
 
@@ -52,9 +53,16 @@ class Row:
     def conversation(self) -> list[dict]:
         return conversation(self.data[self.key], self.data.get("videos"), self.data.get("audios"))
 
-    def may_be_silent(self, no_audio: str) -> bool:
-        """Whether the policy ``no_audio`` lets the row do without the sound that its clip turns out not to have."""
-        return no_audio == "video_only" and bool(self.data.get("videos"))
+    def soundless(self, no_audio: str) -> "Row | None":
+        """What the policy ``no_audio`` makes of the row, whose clip turns out to have no sound; None drops it.
+
+        A row of sound alone stays as it is, and so does any under the policy ``error``.
+        """
+        if no_audio == "drop":
+            return None
+        if no_audio == "silence":
+            return replace(self, data=self.data | {"audios": [str(SILENCE)] * len(self.data["audios"])})
+        return self.without("audios") if no_audio == "video_only" and self.data.get("videos") else self
 
 
 def load_rows(
@@ -122,11 +130,11 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     """Check every media file once, in parallel and with a progress bar.
 
     Args:
-        rows: changed in place by ``no_audio="video_only"``: a row with a video whose sound file has no audio track
-            loses its ``<audio>``.
+        rows: changed in place by ``no_audio``, for clips without sound.
         media_check: ``full`` decodes what training will read; ``exists`` only looks for files that are not empty, with
             an audio track where one is wanted.
-        no_audio: what a clip without an audio track is, where ``audios`` names it: an ``error``, or ``video_only``.
+        no_audio: what becomes of a row whose clip has no sound: an ``error``, ``video_only`` (it loses its
+            ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
 
     Raises:
         RowsError: unusable files, by file and row.
@@ -137,14 +145,26 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     sources = {(key, _hashable(source)) for row in rows for key, source in row.media()}
     errors = _media_errors(sorted(sources, key=str), READERS[media_check], num_frames)
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
-    mute = [i for i, row in enumerate(rows) if _sources(row) & silent and row.may_be_silent(no_audio)]
-    for i in mute:
-        rows[i] = rows[i].without("audios")
-    if mute:
-        logger.warning("%d rows have no audio track and become video only, the first is %s", len(mute), rows[mute[0]])
+    settle_silent(rows, silent, no_audio)
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
     hint = "; clips without sound can be used with data.no_audio=video_only" if silent else ""
     _raise_if(unusable, len(rows), f"repair the {len(errors)} files, or leave these rows out{hint}")
+
+
+def settle_silent(rows: list[Row], silent: set[tuple], no_audio: str) -> None:
+    """Make of the rows with a sound in ``silent`` what the policy says, in place."""
+    mute = [row for row in rows if _sources(row) & silent]
+    if mute and no_audio != "error":
+        fate = {"video_only": "become video only", "silence": "hear silence", "drop": "are dropped"}[no_audio]
+        logger.warning("%d rows have no audio track and %s, the first is %s", len(mute), fate, mute[0])
+    settled = [row.soundless(no_audio) if _sources(row) & silent else row for row in rows]
+    rows[:] = [row for row in settled if row is not None]
+
+
+def silent_sources(files: Iterable[str]) -> set[tuple]:
+    """The sources, as ``settle_silent`` takes them, of those clips that have no sound; each is decoded."""
+    errors = _media_errors(sorted({("audios", file) for file in files}), READERS["full"], 0)
+    return {source for source, error in errors.items() if isinstance(error, NoAudioError)}
 
 
 # What is read of a source by media_check and key; both raise MediaError.

@@ -6,7 +6,7 @@ Both check rows and media when they are built, which is before verl starts its w
 
     +data.media_check    full (default: decode every file) or exists
     +data.modalities     [video,audio] (default), or one of them alone
-    +data.no_audio       error (default) or video_only, for clips without an audio track
+    +data.no_audio       error (default), video_only, silence or drop, for clips without sound
 
 A file that fails later, in the middle of training, raises ``MediaError`` with its name: verl logs it and the step
 goes on with its other prompts (``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).

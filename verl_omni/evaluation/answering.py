@@ -46,7 +46,7 @@ class Settings:
         max_tokens: Length limit of an answer.
         repetition_penalty: On new tokens alone; 1.1 is what the original's `generate` took from its checkpoint.
         aspect_ratio: `pad` or `squash` frames; None for the model's own way.
-        no_audio: What a clip without an audio track is, as in training: an `error`, or a `video_only` row.
+        no_audio: What a clip without an audio track is, as in training: one of `NO_AUDIO_POLICIES`.
         max_model_len: Prompt and answer together, in tokens.
         dtype: vLLM's.
         modalities: Which of a row's media the model gets, as `data.modalities` in training.
@@ -124,7 +124,8 @@ def evaluate(
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
-        return [results.answers[a.key] for _, answers in planned for a in answers]
+        # What is not there was dropped for want of sound.
+        return [results.answers[a.key] for _, answers in planned for a in answers if a.key in results.answers]
 
 
 def ask(rows: list[Row], question: str, with_options: bool) -> None:
@@ -182,9 +183,13 @@ def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, no_audi
         try:
             waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
         except NoAudioError:
-            if not row.may_be_silent(no_audio):
+            settled = row.soundless(no_audio)
+            if settled is row:
                 raise
-            waves, row = [], row.without("audios")
+            if settled is None:
+                return Job([])
+            row = settled
+            waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
     except MediaError as error:
         return Job(answers, error=str(error))
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)
