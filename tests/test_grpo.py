@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ pytestmark = pytest.mark.slow
 VARIED_REWARD = (
     "reward.reward_manager.name=naive",
     f"reward.custom_reward_function.path={Path(__file__).parent / 'varied_reward.py'}",
+)
+SMALL = (  # 32 rollouts a step
+    *VARIED_REWARD,
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
 )
 # What recipes/r1omni.yaml needs to run without a GPU: the hardware block of r1omni_cpu.yaml, nothing of its scale.
 CPU_HARDWARE = (
@@ -77,6 +86,12 @@ def metrics_of(study: Path, name: str) -> dict[int, dict]:
     return {record["step"]: record["data"] for record in map(json.loads, lines)}
 
 
+def dumped(study: Path) -> tuple[str, ...]:
+    """verl writes the first step's rollouts to a folder, or replays what it finds there."""
+    options = {"enable": "true", "dump_dir": study / "rollouts", "steps": "[1]"}
+    return *(f"skip.rollout_tq.{key}={value}" for key, value in options.items()), "trainer.experiment_name=ranks"
+
+
 def train(study: Path, name: str, recipe: str, *overrides: str) -> dict[int, dict]:
     """GRPO to the end; metrics by step."""
     run(study, name, command(study, name, recipe, *overrides))
@@ -100,43 +115,59 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def test_two_ranks_have_the_first_loss_of_one_and_float32_rollouts_match_the_actor(study, monkeypatch):
-    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
-    monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
-    shared = (
-        *("trainer.total_training_steps=2", "trainer.experiment_name=ranks"),
-        *VARIED_REWARD,
-        *("skip.rollout_tq.enable=true", f"skip.rollout_tq.dump_dir={study / 'rollouts'}", "skip.rollout_tq.steps=[1]"),
-    )
-    one = train(study, "one_rank", "r1omni_cpu", *shared)
-    two = train(study, "two_ranks", "r1omni_cpu", *shared, "trainer.n_gpus_per_node=2")
-    for step in one.values():
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.9999
-    for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
-        assert two[1][metric] == pytest.approx(one[1][metric], abs=1e-5)
-    assert two[1]["actor/grad_norm"] == pytest.approx(one[1]["actor/grad_norm"], rel=1e-3)
-    assert one[1]["actor/grad_norm"] > 0
+@dataclass(frozen=True)
+class Killed:
+    """A run on one rank that was killed after a checkpoint, and went on by the same command."""
+
+    before: dict[int, dict]  # metrics by step, until it was killed
+    checkpoint: int  # the last step on record by then
+    after: dict[int, dict]
+    exported: Path
 
 
-def test_a_killed_run_resumes_and_its_checkpoint_is_a_model(study):
-    """SIGKILL after the second step's checkpoint, the same command again, then the export in transformers and vLLM."""
-    overrides = (*VARIED_REWARD, "trainer.total_training_steps=4", "trainer.save_freq=1")
+@pytest.fixture(scope="module")
+def killed(study) -> Killed:
+    overrides = (*SMALL, *dumped(study), "trainer.total_training_steps=3", "trainer.save_freq=1")
     tracker = study / "killed" / "latest_checkpointed_iteration.txt"
-    process = start(study, "killed", command(study, "killed", "r1omni_cpu", *overrides))
-    deadline = time.monotonic() + 600
-    while not (tracker.is_file() and int(tracker.read_text() or 0) >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
-        time.sleep(0.2)
-    kill(process)
-    before = int(tracker.read_text())
-    steps = train(study, "killed", "r1omni_cpu", *overrides)
-    assert min(steps) == before + 1 and max(steps) == 4
-    assert all(step["training/rollout_actor_probs_pearson_corr"] >= 0.99 for step in steps.values())
-    exported = study / "killed" / "global_step_4" / "actor" / "huggingface"
-    changed = changed_weights(study / "base", exported)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
+        process = start(study, "killed", command(study, "killed", "r1omni_cpu", *overrides))
+        deadline = time.monotonic() + 600
+        while not (tracker.is_file() and tracker.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
+            time.sleep(0.1)
+        kill(process)
+        before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
+        after = train(study, "killed", "r1omni_cpu", *overrides)
+    return Killed(before, checkpoint, after, study / "killed" / "global_step_3" / "actor" / "huggingface")
+
+
+def test_a_killed_run_goes_on_after_its_last_checkpoint(killed):
+    assert killed.checkpoint < 3, "it was killed too late"
+    assert sorted(killed.after) == list(range(killed.checkpoint + 1, 4))
+
+
+def test_rollouts_have_the_actors_probabilities(killed):
+    for step in (killed.before | killed.after).values():
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.9999
+
+
+def test_a_checkpoint_is_a_model(killed, study):
+    changed = changed_weights(study / "base", killed.exported)
     assert any(name.startswith("model.layers") for name in changed)
     assert not any("tower" in name for name in changed), "the towers are frozen"
-    answer_with_vllm(exported, study)
+    answer_with_vllm(killed.exported, study)
+
+
+def test_two_ranks_have_the_first_loss_of_one(killed, study, monkeypatch):
+    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")
+    overrides = (*SMALL, *dumped(study), "trainer.total_training_steps=1", "trainer.n_gpus_per_node=2")
+    one, two = killed.before[1], train(study, "two_ranks", "r1omni_cpu", *overrides)[1]
+    for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
+        assert two[metric] == pytest.approx(one[metric], abs=1e-5)
+    assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-3)
+    assert one["actor/grad_norm"] > 0
 
 
 def changed_weights(before: Path, after: Path) -> set[str]:
@@ -181,8 +212,11 @@ LORA = (
 )
 
 
-def test_lora_from_the_cold_start_to_grpo(study):
-    """Adapters by both trainers; each exports a whole model, and vLLM gets the merged weights after each step."""
+def test_lora_from_the_cold_start_to_grpo_in_bfloat16(study):
+    """Adapters by both trainers; each exports a whole model, and vLLM gets the merged weights after each step.
+
+    The recipe's other precision runs here and nowhere else: slow, on a CPU that has no instructions for it.
+    """
     cold_start = [
         *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_cpu", *LORA),
         *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
@@ -195,15 +229,14 @@ def test_lora_from_the_cold_start_to_grpo(study):
 
     overrides = [f"actor_rollout_ref.{override}" for override in LORA]
     overrides += [f"actor_rollout_ref.model.path={exported}", "actor_rollout_ref.actor.optim.lr=0.02"]
-    overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3"]
-    steps = train(study, "lora", "r1omni_cpu", *VARIED_REWARD, *overrides)
+    overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3", "actor_rollout_ref.rollout.dtype=bfloat16"]
+    steps = train(study, "lora", "r1omni_cpu", *SMALL, *overrides)
     for step in steps.values():
         assert step["actor/grad_norm"] > 0
         # At this learning rate, three steps later the weights of the start correlate by 0.7 only.
         assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
     trained = study / "lora" / "global_step_3" / "actor" / "huggingface"
     assert changed_weights(exported, trained) == adapted
-    answer_with_vllm(trained, study)
 
 
 def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):

@@ -93,7 +93,7 @@ def processes(tmp_path_factory) -> dict[str, subprocess.Popen]:
     return {
         "registered": start(REGISTERED, str(build_tiny(tmp_path_factory.mktemp("model")))),
         "old verl": start("import verl; print('{}')", path=distribution(folder / "a", "verl", "0.8.0")),
-        "other verl_omni": start("import verl; print('{}')", path=distribution(folder / "b", "verl-omni", "0.3.0")),
+        "other verl_omni": start("import verl_omni.plugin", path=distribution(folder / "b", "verl-omni", "0.3.0")),
         "GPU build": start(STARTED, path=distribution(folder / "c", "vllm", version_of_vllm())),
         "manager first": start(MANAGER_FIRST),
         "without plug-ins": start(STARTED, VERL_USE_EXTERNAL_PLUGINS="none"),

@@ -7,6 +7,7 @@ same cold start.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,8 @@ class Demo:
             *(f"model.path={self.out / 'base'}", f"data.train_files=[{self.data / rows}]"),
             f"trainer.default_local_dir={self.checkpoints(name)}",
         ]
-        self.train(name, command)
+        # One process, alone on the machine; this small, a model gains nothing by more.
+        self.train(name, command, OMP_NUM_THREADS=str(min(os.cpu_count(), 4)))
 
     def reinforce(self, name: str) -> None:
         """GRPO from the cold start (without reasoning: from the bare labels) with verl's PPO trainer."""
@@ -91,7 +93,7 @@ class Demo:
         ]
         self.train(name, command)
 
-    def train(self, name: str, command: list[str]) -> None:
+    def train(self, name: str, command: list[str], **environment: str) -> None:
         finished = self.checkpoints(name) / "finished"
         if finished.is_file():
             return
@@ -100,9 +102,8 @@ class Demo:
         attempt = len(list(logs.glob(f"{name}.*.jsonl"))) + 1  # verl starts its metrics file anew when it resumes
         metrics = logs / f"{name}.{attempt}.jsonl"
         metrics.touch()
-        execute(
-            name, command, logs / f"{name}.{attempt}.log", {"VERL_FILE_LOGGER_PATH": str(metrics)}, steps_in(metrics)
-        )
+        environment["VERL_FILE_LOGGER_PATH"] = str(metrics)
+        execute(name, command, logs / f"{name}.{attempt}.log", environment, steps_in(metrics))
         finished.touch()
 
     def evaluate(self, name: str) -> None:
