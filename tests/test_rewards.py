@@ -28,7 +28,9 @@ def test_rewards_equal_the_original(row):
     assert format_reward(row["completion"]) == row["format"]
 
 
-@pytest.mark.parametrize("unit", ["<answer>", "<think>", "</think> ", "<answer>\n", "\n", "a ", "not happy but sad. "])
+@pytest.mark.parametrize(
+    "unit", ["<answer>", "</answer>", "<think>", "</think> ", "<answer>\n", "\n", "a ", "not happy but sad. "]
+)
 def test_a_megabyte_of_anything_is_scored_in_50_ms(unit):
     text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     wrapped = f"<think>{text[: len(text) // 2]}</think><answer>{text[len(text) // 2 :]}</answer>"
@@ -39,14 +41,14 @@ def test_a_megabyte_of_anything_is_scored_in_50_ms(unit):
 
 
 def fastest(function, *args):
-    """Seconds of the fastest of three calls: other work on the machine only adds to the others."""
+    """Seconds of the fastest of six calls: other work on the machine only adds to the others."""
 
     def timed():
         start = time.perf_counter()
         function(*args)
         return time.perf_counter() - start
 
-    return min(timed() for _ in range(3))
+    return min(timed() for _ in range(6))
 
 
 def test_the_only_difference_is_what_math_verify_finds_in_digits_and_latex():

@@ -2,8 +2,9 @@
 
 import re
 
-# What follows a tag on its line is looked at once, and what stands between explanation and answer is looked for alone.
-ANSWER = re.compile(r"<answer>(.*)")
+# Linear in the text, also on repeated tags: each line is looked at once, from its first tag on (the group is atomic),
+# and what stands between explanation and answer is looked for alone.
+ANSWER = re.compile(r"^(?>.*?<answer>)(.*?)</answer>", re.MULTILINE)
 BETWEEN = re.compile(r"</think>\s*<answer>")
 
 
@@ -12,8 +13,8 @@ def extract_answer(text: str) -> str:
 
     A tag whose content holds a newline is no answer tag to the original.
     """
-    answers = (rest.partition("</answer>")[0] for rest in ANSWER.findall(text) if "</answer>" in rest)
-    return next(answers, text).strip()
+    match = ANSWER.search(text)
+    return (match[1] if match else text).strip()
 
 
 def extract_explanation(completion: str) -> str:

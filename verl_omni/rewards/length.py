@@ -9,5 +9,5 @@ def length_reward(completion: str, label: str = "", limit: int = 256, buffer: in
     >>> length_reward("word " * 240)
     -0.75
     """
-    over = len(completion.split()) - (limit - buffer)
+    over = len(completion.split(maxsplit=limit)) - (limit - buffer)  # more words than the limit change nothing
     return -min(max(over / buffer, 0.0), 1.0)
