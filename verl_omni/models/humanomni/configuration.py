@@ -9,6 +9,16 @@ from transformers import BertConfig, PreTrainedConfig, Qwen2Config, SiglipVision
 PROJECTORS = {"all_in_one_small": (2, 0, 0), "all_in_one": (4, 1, 1)}
 
 
+def video_tokens(num_frames: int, image_size: int, patch_size: int) -> int:
+    """Feature vectors of a video: the patch grid, halved and rounded up, for each frame."""
+    return num_frames * math.ceil(image_size // patch_size / 2) ** 2
+
+
+def audio_tokens(positions: int) -> int:
+    """Feature vectors of a sound: Whisper's positions averaged by threes."""
+    return positions // 3
+
+
 class HumanOmniConfig(Qwen2Config):
     """Qwen2's configuration plus the towers'.
 
@@ -75,10 +85,10 @@ class HumanOmniConfig(Qwen2Config):
 
     @property
     def num_video_tokens(self) -> int:
-        """Placeholders of one video: frames times the halved grid."""
-        return self.num_frames * math.ceil(self.patch_grid / 2) ** 2
+        """Placeholders of one video."""
+        return video_tokens(self.num_frames, self.vision_config.image_size, self.vision_config.patch_size)
 
     @property
     def num_audio_tokens(self) -> int:
-        """Placeholders of one sound: Whisper's positions averaged by threes."""
-        return self.audio_config.max_source_positions // 3
+        """Placeholders of one sound."""
+        return audio_tokens(self.audio_config.max_source_positions)

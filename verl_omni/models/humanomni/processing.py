@@ -14,6 +14,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import processed_once
 
+from .configuration import audio_tokens, video_tokens
+
 VIDEO_TOKEN, AUDIO_TOKEN = "<|humanomni_video|>", "<|humanomni_audio|>"
 # What the original's GRPO puts before a video: the Qwen2-VL template's own tags, in addition to HumanOmni's.
 GRPO_PREFIX = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -105,14 +107,13 @@ class HumanOmniProcessor(ProcessorMixin):
         ]
 
     def video_tokens(self, num_frames: int) -> int:
-        """Placeholders of a video of ``num_frames``: the halved patch grid, rounded up, for each frame."""
-        grid = self.image_processor.size["height"] // self.patch_size
-        return num_frames * ((grid + 1) // 2) ** 2
+        """Placeholders of a video of ``num_frames``."""
+        return video_tokens(num_frames, self.image_processor.size["height"], self.patch_size)
 
     @property
     def audio_tokens(self) -> int:
-        """Placeholders of a sound: Whisper halves the mel frames, the projector takes a third."""
-        return self.feature_extractor.nb_max_frames // 2 // 3
+        """Placeholders of a sound: Whisper halves the mel frames."""
+        return audio_tokens(self.feature_extractor.nb_max_frames // 2)
 
     def __call__(
         self,
