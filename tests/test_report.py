@@ -13,7 +13,7 @@ from verl_omni.__main__ import main
 from verl_omni.evaluation.results import Answer, ResultsFile
 from verl_omni.report.clips import envelope, view
 from verl_omni.report.curves import LogError, chart, panels, read_log
-from verl_omni.report.page import make_cards, modality_rows
+from verl_omni.report.page import differences, make_cards, modality_rows
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 NASTY = '</article><script>document.title="taken over"</script><img src=x onerror=alert(1)>'
@@ -152,6 +152,14 @@ def test_published_figures_are_marked_as_such(page: Path) -> None:
     assert all(figure in published for figure in ("65.83", "56.27", "7.33", "44.69"))
     measured = html[html.index("Measured here") : html.index("Published, not measured here")]
     assert "66.67" in measured and "65.83" not in measured
+
+
+def test_each_model_is_compared_with_the_one_before_it_on_the_rows_of_both(page: Path) -> None:
+    answers = [answer("SFT", i, "sad", "happy") for i in range(4)] + [answer("R1", i, "sad", "sad") for i in range(3)]
+    (found,) = differences(answers)
+    assert (found.model, found.other, found.rows, found.war) == ("R1", "SFT", 3, 100.0)
+    assert differences(answers[:4]) == []
+    assert "against" in page.read_text()
 
 
 def test_failures_are_listed(page: Path) -> None:

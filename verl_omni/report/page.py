@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import jinja2
@@ -11,7 +12,16 @@ import numpy as np
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
 from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer, ResultsError, read_answers
-from verl_omni.evaluation.scoring import Score, changed_share, explanation, prediction, score, score_all
+from verl_omni.evaluation.scoring import (
+    Difference,
+    Score,
+    changed_share,
+    difference,
+    explanation,
+    prediction,
+    score,
+    score_all,
+)
 from verl_omni.metrics import war
 from verl_omni.report import clips, curves
 
@@ -95,6 +105,7 @@ def write_report(
         published=PUBLISHED,
         scores=[one for one in scores if one.variant == NORMAL],
         heat=heat,
+        differences=differences(answers),
         modality=modality_rows(answers),
         charts=charts,
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
@@ -152,6 +163,17 @@ def heat(of: Score) -> list[dict]:
             cells = [(column, n, n / total) for column, n in zip(of.labels, counts, strict=True)]
             rows.append({"label": label, "total": total, "cells": cells, "recall": of.recall[label]})
     return rows
+
+
+def differences(answers: list[Answer]) -> list[Difference]:
+    """Each model against the one before it, corpus by corpus, on the rows that both answered."""
+    by_corpus: dict[str, dict[str, list[Answer]]] = {}
+    for answer in answers:
+        if answer.variant == NORMAL:
+            by_corpus.setdefault(answer.data_source, {}).setdefault(answer.model, []).append(answer)
+    pairs = [pair for models in by_corpus.values() for pair in pairwise(models.values())]
+    shared = [pair for pair in pairs if {answer.id for answer in pair[0]} & {answer.id for answer in pair[1]}]
+    return [difference(model, other) for other, model in shared]
 
 
 def modality_rows(answers: list[Answer]) -> list[dict]:
