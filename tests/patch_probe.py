@@ -101,6 +101,41 @@ def reward_metrics(model: str) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if name.startswith("reward/")}
 
 
+@probe("verl-groups-together.diff")
+def groups_on_ranks(model: str) -> list[object]:
+    """Eight prompts of four rollouts, one of them missing, on 4 ranks: prompts that all ranks compute, rows a rank."""
+    from omegaconf import OmegaConf
+    from transfer_queue import KVBatchMeta
+    from verl.trainer.ppo.v1 import trainer_base
+
+    from verl_omni.data.dataset import OmniRLHFDataset
+
+    keys = [f"{prompt}_{rollout}_0" for rollout in range(4) for prompt in range(8)][:-1]
+    lengths = [11 * (7 * row % 13) for row in range(len(keys))]
+    tags = [{"prompt_len": 940, "response_len": length, "seq_len": 940 + length} for length in lengths]
+
+    def pad(batch: KVBatchMeta, multiple: int, eos_token_id: int) -> KVBatchMeta:  # verl's puts rows on TransferQueue
+        extra = -len(batch.keys) % multiple
+        tag = {"prompt_len": 127, "response_len": 1, "seq_len": 128, "is_padding": True}
+        keys = batch.keys + [f"pad_{row}_0" for row in range(extra)]
+        return KVBatchMeta(partition_id="train", keys=keys, tags=batch.tags + [tag] * extra)
+
+    trainer = SimpleNamespace(
+        train_dataset=OmniRLHFDataset.__new__(OmniRLHFDataset),
+        actor_rollout_wg=SimpleNamespace(_dispatch_info={"actor": [0, 1, 2, 3]}),
+        tokenizer=SimpleNamespace(eos_token_id=0),
+        config=OmegaConf.create({}),
+        _get_required_batch_multiple=lambda ranks: 4 * ranks,
+    )
+    metrics: dict[str, float] = {}
+    with replaced.object(trainer_base, "upsample_batch_to_divisible_size", pad):
+        batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+        batch = trainer_base.PPOTrainer._balance_batch(trainer, batch, metrics)
+    ranks = [batch.keys[start : start + 8] for start in range(0, 32, 8)]
+    computed = sum(len({key.split("_")[0] for key in rank if key[:3] != "pad"}) for rank in ranks)
+    return [computed, sorted(batch.keys) == sorted([*keys, "pad_0_0"]), dict(sorted(metrics.items()))]
+
+
 @probe("verl-clips-once.diff")
 def clips_on_transfer_queue(model: str) -> list[object]:
     """Eight rollouts of a prompt and a row of padding: copies of the clip that lie there, and what comes back; what is

