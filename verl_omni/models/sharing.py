@@ -173,7 +173,7 @@ def share_in_attention(attend: Attention, varlen: bool) -> Attention:
 
 
 def packed_attention(attend, module, query, key, value, queries: list[int], keys: list[int], **kwargs) -> torch.Tensor:
-    """Queries ``[1, heads, all queries, D]`` of sequences, each the last of its keys -> ``[1, all queries, heads, D]``."""
+    """Queries ``[1, heads, Q, D]`` of sequences, each the last of that sequence's keys -> ``[1, Q, heads, D]``."""
 
     def cumulated(lengths: list[int]) -> torch.Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
