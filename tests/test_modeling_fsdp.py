@@ -78,3 +78,66 @@ def test_ranks_with_and_without_media(converted, tmp_path, tied, freeze_bert):
     assert any(".bert_model." in name for name in found) != freeze_bert and "model.bert_gate.0.weight" in found
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- prompts once per group
+
+
+def group_batches(processor):
+    """Rank 0: two groups, a prompt computed once for each. Rank 1: a text, and a clip without mates; nothing shared."""
+    torch.manual_seed(0)
+
+    def packed(*rows: tuple[str, str, int]) -> dict[str, torch.Tensor]:
+        inputs = [Golden(case, path).inputs(processor) for case, path, _ in rows]
+        ids = [
+            torch.cat([row["input_ids"][0], torch.randint(5, 200, (n,))])
+            for row, (*_, n) in zip(inputs, rows, strict=True)
+        ]
+        names = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
+        batch = {name: torch.cat([row[name] for row in inputs]) for name in names}
+        positions = torch.cat([torch.arange(len(row)) for row in ids])
+        return {**batch, "input_ids": torch.cat(ids)[None], "position_ids": positions[None]}
+
+    groups = [("landscape", "train", 4), ("landscape", "train", 7), ("square", "infer", 5), ("square", "infer", 0)]
+    return packed(*groups), packed(("square", "infer", 3))
+
+
+def answers_loss(model, batch):
+    output = model(**batch, use_cache=False, temperature=0.8)
+    return (output.log_probs.sin() + output.entropy).sum() / 100
+
+
+def group_worker(rank, directory, init_file, out):
+    from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
+
+    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    processor = AutoProcessor.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+    for module in [*_select_fsdp2_wrap_targets(model, model._no_split_modules), model]:
+        fully_shard(module, mesh=mesh)
+    answers_loss(model, group_batches(processor)[rank]).backward()
+    gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
+    if rank == 0:
+        save_file(gradients, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_with_and_without_shared_prompts_have_the_plain_gradients(converted, tmp_path, monkeypatch):
+    pytest.importorskip("verl")
+    out = tmp_path / "gradients.safetensors"
+    mp.spawn(group_worker, (str(converted), str(tmp_path / "init"), str(out)), nprocs=2)
+
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")
+    model = AutoModelForCausalLM.from_pretrained(converted).train()
+    for batch in group_batches(AutoProcessor.from_pretrained(converted)):
+        (answers_loss(model, batch) / 2).backward()
+    found = load_file(out)
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
