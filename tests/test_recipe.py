@@ -91,7 +91,6 @@ HARDWARE = {
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes",
     "actor_rollout_ref.rollout.dtype",
     "actor_rollout_ref.rollout.enable_sleep_mode",
-    "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend",
     "actor_rollout_ref.rollout.enforce_eager",
     "actor_rollout_ref.rollout.free_cache_engine",
     "actor_rollout_ref.rollout.gpu_memory_utilization",
