@@ -272,6 +272,17 @@ def test_verl_accepts_a_grpo_recipe(name):
     assert config.data.train_batch_size * rollout.n % config.trainer.n_gpus_per_node == 0
 
 
+@pytest.mark.parametrize("name", [name for name, config in SHIPPED.items() if config == GRPO])
+def test_frames_in_flight_are_bounded_in_training_and_validation(name):
+    """verl waits for a batch's answers before it hands out the next; its default validates all rows at once."""
+    config = composed(name)
+    frames = config.data.get("num_frames") or 8
+    clip = frames * 720 * 1280 * 3  # bytes; in an agent worker, and in Ray's store once for each rollout
+    rollouts = config.actor_rollout_ref.rollout
+    assert config.data.train_batch_size * rollouts.n * clip < 4e9
+    assert config.data.val_batch_size * rollouts.val_kwargs.n * clip < 4e9
+
+
 @pytest.mark.parametrize("name", [name for name, config in SHIPPED.items() if config == SFT])
 def test_verl_accepts_an_sft_recipe(name):
     from verl.utils.config import omega_conf_to_dataclass
