@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from verl_omni.media.cache import enabled
 from verl_omni.models.humanomni import shared_towers
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
 from verl_omni.models.humanomni.towers import HumanOmniTowers
@@ -64,10 +65,18 @@ def synthetic_batch(config: HumanOmniConfig, generator: torch.Generator | None =
 def step(actor: torch.nn.Module, reference: torch.nn.Module, batch: dict[str, torch.Tensor]) -> None:
     """Log-probabilities, reference and update of one prompt's rollouts in one micro-batch."""
     with torch.no_grad():
-        actor(**batch)
-        reference(**batch)
+        log_probs(actor, batch)
+        log_probs(reference, batch)
     actor.zero_grad()
-    actor(**batch).logits.float().logsumexp(-1).mean().backward()
+    log_probs(actor, batch)[:, -129:-1].mean().backward()
+
+
+def log_probs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """``[B, L]`` of the next tokens: by verl's fused-kernel contract, or as verl does without it, from all logits."""
+    if enabled():
+        return model(**batch, use_cache=False, temperature=1.0).log_probs
+    logits = model(**batch, use_cache=False).logits.float()
+    return logits.log_softmax(-1).gather(-1, batch["input_ids"].roll(-1, -1)[..., None])[..., 0]
 
 
 @contextmanager
