@@ -60,7 +60,8 @@ def test_folder_whose_numbers_are_not_padded_gives_a_warning(caplog):
 def test_waveform_equals_the_original(name):
     wave = read_audio(CLIPS / f"{name}.mp4")
     assert wave.dtype == np.float32
-    np.testing.assert_array_equal(wave, load_file(GOLDEN / f"media/{name}_mp4.safetensors")["wave"])
+    original = load_file(GOLDEN / f"media/{name}_mp4.safetensors")["wave"]
+    np.testing.assert_allclose(wave, original, rtol=0, atol=2e-7)
 
 
 def test_audio_file_is_resampled_to_mono_16k(tmp_path):
@@ -106,7 +107,7 @@ def test_download_cut_in_the_middle_is_an_error_for_sight_and_for_sound(share, t
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(MediaError, match=r"cut\.mp4: the video does not decode"):
         read_video(path)
-    with pytest.raises(MediaError, match=r"cut\.mp4: 4\.0 s of sound announced"):
+    with pytest.raises(MediaError, match=r"cut\.mp4: the sound does not decode \(cut short: "):
         read_audio(path)
 
 

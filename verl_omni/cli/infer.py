@@ -9,6 +9,7 @@ from av.stream import Disposition
 
 from verl_omni.checkpoints import model_directory
 from verl_omni.media import MediaError
+from verl_omni.media.container import open_container
 from verl_omni.prompts import QUESTION, instruction
 
 
@@ -70,7 +71,7 @@ def senses_of(clip: Path) -> list[str]:
     if not clip.is_file():
         raise MediaError(f"{clip}: no such file; give a video, a gif, a sound file or a folder of frames")
     try:
-        with av.open(str(clip)) as container:
+        with open_container(clip) as container:
             # A sound file's cover picture is a video stream too.
             moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             senses = ["video"] * bool(moving) + ["audio"] * bool(container.streams.audio)

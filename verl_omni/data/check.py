@@ -2,9 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from tqdm import tqdm
 
 from verl_omni.data.files import read_rows
 from verl_omni.data.row import MEDIA_KEYS, ConversationRow, PromptRow, RowSchema, conversation, problems_of
-from verl_omni.media import MediaError, NoAudioError, existing, read_audio, read_video, sound_track_seconds
+from verl_omni.media import MediaError, NoAudioError, sound_track_seconds
+from verl_omni.media.check import check_audio, check_exists, check_video
+from verl_omni.media.child import Children
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +147,7 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     _check_option("no_audio", no_audio, NO_AUDIO_POLICIES)
     # A clip is in many rows, and names the same file for sight and sound: each is read once.
     sources = {(key, _hashable(source)) for row in rows for key, source in row.media()}
-    errors = _media_errors(sorted(sources, key=str), READERS[media_check], num_frames)
+    errors = _media_errors(sorted(sources, key=str), media_check, num_frames)
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
     settle_silent(rows, silent, no_audio)
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
@@ -163,29 +167,28 @@ def settle_silent(rows: list[Row], silent: set[tuple], no_audio: str) -> None:
 
 def silent_sources(files: Iterable[str]) -> set[tuple]:
     """The sources, as ``settle_silent`` takes them, of those clips that have no sound; each is decoded."""
-    errors = _media_errors(sorted({("audios", file) for file in files}), READERS["full"], 0)
+    errors = _media_errors(sorted({("audios", file) for file in files}), "full", 0)
     return {source for source, error in errors.items() if isinstance(error, NoAudioError)}
 
 
-# What is read of a source by media_check and key; both raise MediaError.
-READERS: dict[str, dict[str, Callable]] = {
-    "full": {"videos": read_video, "audios": lambda source, _: read_audio(source)},
-    "exists": {
-        "videos": lambda source, _: [existing(part) for part in ([source] if isinstance(source, str) else source)],
-        "audios": lambda source, _: sound_track_seconds(source),
-    },
-}
+PROCESSES = 16  # at most; each takes 0.1 GB
 
 
-def _media_errors(sources: list[tuple], readers: dict[str, Callable], num_frames: int) -> dict[tuple, MediaError]:
+def _media_errors(sources: list[tuple], media_check: str, num_frames: int) -> dict[tuple, MediaError]:
+    checks = {
+        "full": {"videos": partial(check_video, num_frames=num_frames), "audios": check_audio},
+        "exists": {"videos": check_exists, "audios": sound_track_seconds},
+    }[media_check]
+
     def read(source: tuple) -> MediaError | None:
         key, file = source
         try:
-            readers[key](file if isinstance(file, str) else list(file), num_frames)
+            children.call(checks[key], file if isinstance(file, str) else list(file))
         except MediaError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
+    # A decoder that dies of a file takes no more than its own process with it.
+    with closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count(), PROCESSES)) as pool:
         results = list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
     return {source: error for source, error in zip(sources, results, strict=True) if error is not None}
 

@@ -3,11 +3,12 @@
 A file that cannot be read raises ``MediaError``; nothing here stands in black frames or silence for data.
 """
 
-from verl_omni.media.audio import NoAudioError, read_audio, sound_track_seconds
-from verl_omni.media.errors import MediaError, existing
+from verl_omni.media.audio import read_audio, sound_track_seconds
+from verl_omni.media.errors import EmptyAudioError, MediaError, NoAudioError, existing
 from verl_omni.media.video import frame_indices, read_video
 
 __all__ = [
+    "EmptyAudioError",
     "MediaError",
     "NoAudioError",
     "existing",

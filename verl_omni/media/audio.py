@@ -1,84 +1,133 @@
 """Mono waveform from a video file's sound track or from an audio file."""
 
 import os
+from math import ceil
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 import soundfile
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from scipy.signal import resample_poly
 
-from verl_omni.media.errors import REPLACE, MediaError, existing, reason
+from verl_omni.media.container import DamagedError, check_whole, open_container
+from verl_omni.media.errors import REPLACE, EmptyAudioError, MediaError, NoAudioError, existing, media_boundary
 
 # Headers round; what a cut file lacks is more than this share and this long.
 MISSING_SHARE, MISSING_SECONDS = 0.1, 0.5
+SHORTEST_SECONDS = 0.025  # a window of Whisper's spectrum
+# Formats that announce no length, for which FFmpeg makes one up; AVI does, but of ADPCM a thousand times too much.
+GUESSED_LENGTH = {"aac", "ac3", "avi", "mp3", "mpeg", "mpegts"}
+SOUND_FILES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}  # read by libsndfile
 
 
-class NoAudioError(MediaError):
-    """A sound file was expected, but the file has no audio track."""
-
-
+@media_boundary("the sound does not decode")
 def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
-    """Return the sound of ``source``, mixed to mono, as float32 ``[samples]`` in -1..1 at ``sampling_rate`` Hz.
+    """Return the sound of ``source``, mixed to mono, as float32 ``[samples]`` at ``sampling_rate`` Hz.
 
-    Formats that libsndfile reads (wav, flac, ogg, mp3, ...) go through soundfile, everything else through decord,
-    which R1-Omni uses; its resampler lags by about 16 samples when the source has another rate.
+    Formats that libsndfile reads (wav, flac, ogg, mp3, ...) are decoded by it, and their channels averaged. All others
+    are decoded by FFmpeg, through PyAV, to the samples that R1-Omni gets from decord: mixed by FFmpeg's matrix, which
+    is not normalised (mono stays within -1..1, loud stereo reaches 1.4, loud 5.1 more), see ``resample``.
 
     Raises:
-        NoAudioError: a video without an audio track.
+        NoAudioError: a file without an audio track; ``EmptyAudioError``, which is one, for a track with nothing in it.
         MediaError: the file is missing, empty, cut short, or does not decode.
     """
     path = existing(source)
-    if path.suffix[1:].upper() in soundfile.available_formats():
-        return _read_sound_file(path, sampling_rate)
-    seconds = sound_track_seconds(path)
-    try:
-        wave = decord.AudioReader(str(path), sample_rate=sampling_rate, mono=True)[:].asnumpy()[0]
-    except (RuntimeError, decord.DECORDError) as error:
-        raise MediaError(f"{path}: the sound does not decode ({reason(error)}); {REPLACE}") from error
-    _check_wave(wave, path)
-    missing = seconds - len(wave) / sampling_rate
-    if missing > max(MISSING_SECONDS, MISSING_SHARE * seconds):  # decord stops at damage without an error
-        raise MediaError(
-            f"{path}: {seconds:.1f} s of sound announced, {len(wave) / sampling_rate:.1f} s decode; {REPLACE}"
-        )
+    check_whole(path)
+    if path.suffix.lower() in SOUND_FILES:
+        with soundfile.SoundFile(path) as file:
+            rate, announced = file.samplerate, file.frames / file.samplerate
+            wave = file.read(dtype="float32", always_2d=True).mean(axis=1)  # [samples, channels] -> [samples]
+        seconds = len(wave) / rate
+        if rate != sampling_rate and len(wave):
+            divisor = np.gcd(rate, sampling_rate)
+            wave = resample_poly(wave, sampling_rate // divisor, rate // divisor).astype(np.float32)
+    else:
+        with open_container(path) as container:
+            announced = track_seconds(container, path)
+            frames, rate = decode_mono(container)
+        seconds = sum(map(len, frames)) / rate
+        wave = resample(frames, rate, sampling_rate) if frames else np.zeros(0, np.float32)
+    if seconds < SHORTEST_SECONDS:
+        raise EmptyAudioError(f"{path}: its audio track has {seconds * 1000:.0f} ms of sound; give its rows no audio")
+    check_length(announced, seconds, "sound")
+    if not np.isfinite(wave).all():
+        raise MediaError(f"{path}: the sound decodes to NaN or infinity; {REPLACE}")
     return wave
 
 
+@media_boundary("no media file that can be opened")
 def sound_track_seconds(source: str | os.PathLike) -> float:
     """Return the sound track's length as the container announces it, 0 where it doesn't; nothing is decoded.
 
     Raises:
         NoAudioError: the container has no audio track.
-        MediaError: the file is missing, empty, or no media file.
+        MediaError: the file is missing, empty, cut short, or no media file.
     """
     path = existing(source)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise NoAudioError(f"{path}: no audio track; give its rows no audio, or supply the sound as a file")
-            track = container.streams.audio[0]
-            return float(track.duration * track.time_base) if track.duration else 0.0
-    except (av.FFmpegError, IsADirectoryError) as error:
-        raise MediaError(f"{path}: no media file that can be opened ({error.strerror}); {REPLACE}") from error
+    check_whole(path)
+    with open_container(path) as container:
+        return track_seconds(container, path)
 
 
-def _read_sound_file(path: Path, sampling_rate: int) -> np.ndarray:
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [samples, channels]
-    except soundfile.LibsndfileError as error:
-        raise MediaError(f"{path}: the sound does not decode ({reason(error)}); {REPLACE}") from error
-    wave = wave.mean(axis=1)
-    if rate != sampling_rate:
-        divisor = np.gcd(rate, sampling_rate)
-        wave = resample_poly(wave, sampling_rate // divisor, rate // divisor)
-    _check_wave(wave, path)
-    return wave.astype(np.float32)
+def track_seconds(container: InputContainer, path: Path) -> float:
+    """What ``sound_track_seconds`` returns and raises, for an open container."""
+    if not container.streams.audio:
+        raise NoAudioError(f"{path}: no audio track; give its rows no audio, or supply the sound as a file")
+    return announced_seconds(container.streams.best("audio"))
 
 
-def _check_wave(wave: np.ndarray, path: Path) -> None:
-    if len(wave) == 0:
-        raise MediaError(f"{path}: the sound is 0 samples long; {REPLACE}")
-    if not np.isfinite(wave).all():
-        raise MediaError(f"{path}: the sound decodes to NaN or infinity; {REPLACE}")
+def announced_seconds(stream: AudioStream) -> float:
+    """A stream's length by the file's headers; 0 where they have none."""
+    if stream.container.format.name in GUESSED_LENGTH:
+        return 0.0
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    hours, minutes, seconds = stream.metadata.get("DURATION", "0:0:0").split(":")  # Matroska's tag
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def check_length(announced: float, seconds: float, what: str) -> None:
+    """Raise ``DamagedError`` if less decodes than announced: decoders stop at damage without an error."""
+    if announced - seconds > max(MISSING_SECONDS, MISSING_SHARE * announced):
+        raise DamagedError(f"{announced:.1f} s of {what} announced, {seconds:.1f} s found")
+
+
+def decode_mono(container: InputContainer) -> tuple[list[np.ndarray], int]:
+    """The audio track's frames, each float32 ``[samples]``, and its rate."""
+    stream = container.streams.best("audio")
+    mono = av.AudioResampler(format="fltp", layout="mono", rate=stream.rate)
+    parts = []
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise DamagedError("a frame is damaged")
+        parts += [part.to_ndarray()[0] for part in mono.resample(frame)]
+    return parts, stream.rate
+
+
+def resample(frames: list[np.ndarray], rate: int, sampling_rate: int) -> np.ndarray:
+    """Resample as decord has FFmpeg do it, so that models trained on R1-Omni's data hear the same samples.
+
+    decord flushes FFmpeg's resampler after the first frame of a track, which then goes on behind the end of that frame
+    mirrored: half a filter's length, 1 ms. What follows is late by so much, and the end lacks it.
+    """
+    if rate == sampling_rate:
+        return np.concatenate(frames)
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=sampling_rate)
+
+    def feed(samples: np.ndarray) -> np.ndarray:
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+        frame.sample_rate = rate
+        return np.concatenate([np.zeros((1, 0), np.float32), *(f.to_ndarray() for f in resampler.resample(frame))], 1)[
+            0
+        ]
+
+    first, *others = frames
+    start = feed(first)
+    # FFmpeg's defaults: 32 taps, more of them below a cutoff of 0.97. It mirrors half of what no output has used up.
+    taps = ceil(32 / min(sampling_rate * 0.97 / rate, 1))
+    left = len(first) - len(start) * rate // sampling_rate + (taps - 1) // 2
+    mirrored = first[::-1][: (min(left, taps) + 1) // 2]
+    return np.concatenate([start, feed(mirrored), *(feed(np.concatenate(others)) for _ in others[:1])])

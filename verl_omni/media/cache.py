@@ -129,8 +129,9 @@ def _state(source: VideoSource) -> Hashable:
     if not isinstance(source, str | os.PathLike):
         return tuple(_state(image) for image in source)
     path = Path(source).absolute()
-    if not path.exists():
+    try:
+        stat = path.stat()
+        inside = tuple(_state(entry) for entry in sorted(path.iterdir())) if path.is_dir() else ()
+    except (OSError, ValueError):  # nothing there, no permission, too long a name, a zero byte in it
         return str(path)  # reading it says what is wrong
-    stat = path.stat()
-    inside = tuple(_state(entry) for entry in sorted(path.iterdir())) if path.is_dir() else ()
     return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, inside

@@ -1,8 +1,12 @@
-"""The one kind of error that reading media raises."""
+"""The one kind of error that reading media raises, and the boundary at which others become it."""
 
-import os
 import re
+import stat
+from collections.abc import Callable
+from functools import wraps
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 REPLACE = "replace the file or remove the rows that name it"
 
@@ -11,17 +15,59 @@ class MediaError(ValueError):
     """A media file cannot be used; the message names the file, what was found, and the remedy."""
 
 
-def existing(path: str | os.PathLike) -> Path:
-    """Return ``path``, or raise ``MediaError`` if nothing, or an empty file, is there."""
+class NoAudioError(MediaError):
+    """Sound was expected, but the file has no audio track. What ``no_audio`` policies are about."""
+
+
+class EmptyAudioError(NoAudioError):
+    """There is an audio track, but less sound in it than one window of Whisper's spectrum takes (25 ms)."""
+
+
+def existing(path: str | PathLike) -> Path:
+    """Return ``path`` if a file with something in it, or a folder, is there.
+
+    Raises:
+        MediaError: nothing is there, or an empty file, or what is no file (a pipe would be waited for, for ever).
+    """
     path = Path(path)
-    if not path.exists():
-        raise MediaError(f"{path}: no such file; correct the path in the rows or restore the file")
-    if path.is_file() and path.stat().st_size == 0:
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise MediaError(f"{path}: no such file; correct the path in the rows or restore the file") from error
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise MediaError(f"{path}: neither a file nor a folder, but a pipe, socket or device; {REPLACE}")
+    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
         raise MediaError(f"{path}: the file is empty (0 bytes); {REPLACE}")
     return path
 
 
-def reason(error: Exception) -> str:
+def media_boundary(problem: str) -> Callable[[Callable], Callable]:
+    """Decorate a function of a source: whatever decoders and the system raise in it becomes ``MediaError``.
+
+    Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed.
+    """
+
+    def decorate(read: Callable) -> Callable:
+        @wraps(read)
+        def reading(source: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return read(source, *args, **kwargs)
+            except MediaError:
+                raise
+            except Exception as error:
+                raise MediaError(f"{named(source)}: {problem} ({reason(error)}); {REPLACE}") from error
+
+        return reading
+
+    return decorate
+
+
+def named(source: Any) -> str:
+    """A source as messages name it."""
+    return f"{len(source)} images" if isinstance(source, list | tuple) else str(source)
+
+
+def reason(error: BaseException) -> str:
     """Return what a library's error says, in a line, without decord's clock and source file."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"^\[[\d:]+\] \S+: ", "", first)
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return re.sub(r"^(\[[\d:]+\] \S+: )+", "", text.splitlines()[0])

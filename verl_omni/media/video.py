@@ -10,7 +10,8 @@ import decord
 import numpy as np
 from PIL import Image
 
-from verl_omni.media.errors import REPLACE, MediaError, existing, reason
+from verl_omni.media.container import check_whole, open_container
+from verl_omni.media.errors import REPLACE, MediaError, existing, media_boundary
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
     return [round((segment * i + segment * (i + 1)) / 2 + 1e-6) for i in range(num_frames)]
 
 
+@media_boundary("the video does not decode")
 def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
     """Return ``num_frames`` frames of ``source`` as uint8 ``[num_frames, H, W, 3]`` (RGB).
 
@@ -49,14 +51,28 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
     path = existing(source)
     if path.is_dir():
         return _read_images(_images_of(path), num_frames, name=str(path))
+    check_whole(path)
     if path.suffix.lower() == ".gif":
         return _read_gif(path, num_frames)
+    reader = _open(path)
+    return reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
+
+
+def _open(path: Path) -> decord.VideoReader:
     try:
         # One decoding thread a clip: clips are decoded in parallel, and seeking dominates.
-        reader = decord.VideoReader(str(path), num_threads=1)
-        return reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
-    except (RuntimeError, decord.DECORDError) as error:  # decord raises both kinds for damaged files
-        raise MediaError(f"{path}: the video does not decode ({reason(error)}); {REPLACE}") from error
+        return decord.VideoReader(str(path), num_threads=1)
+    except decord.DECORDError as error:
+        if "cannot find video stream" not in str(error):
+            raise
+        with open_container(path) as container:
+            stream = container.streams.best("video")
+            if not (stream and stream.codec_context):
+                raise MediaError(f"{path}: no video stream; give its rows no video, or another file") from error
+            codec = stream.codec_context.codec.canonical_name
+        raise MediaError(
+            f"{path}: decord has no decoder for its codec, {codec}; encode it anew (ffmpeg -i IN -c:v libx264 OUT.mp4)"
+        ) from error
 
 
 def _images_of(folder: Path) -> list[Path]:
@@ -77,21 +93,16 @@ def _read_images(images: list[Path], num_frames: int, name: str) -> np.ndarray:
     return np.stack(frames)
 
 
+@media_boundary("the image does not decode")
 def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # Pillow reports damaged PNG chunks as SyntaxError
-        raise MediaError(f"{path}: the image does not decode ({reason(error)}); {REPLACE}") from error
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _read_gif(path: Path, num_frames: int) -> np.ndarray:
     frames = []
-    try:
-        with Image.open(path) as gif:
-            for index in frame_indices(gif.n_frames, num_frames):
-                gif.seek(index)
-                frames.append(np.asarray(gif.convert("RGB")))
-    except (OSError, EOFError, SyntaxError) as error:
-        raise MediaError(f"{path}: the gif does not decode ({reason(error)}); {REPLACE}") from error
+    with Image.open(path) as gif:
+        for index in frame_indices(gif.n_frames, num_frames):
+            gif.seek(index)
+            frames.append(np.asarray(gif.convert("RGB")))
     return np.stack(frames)

@@ -26,6 +26,7 @@ from vllm.multimodal.processing import (
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
 from verl_omni.media import read_video
+from verl_omni.media.child import Children
 
 from .configuration import HumanOmniConfig
 from .processing import HumanOmniProcessor, question_of
@@ -236,19 +237,21 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
 
 @VIDEO_LOADER_REGISTRY.register("humanomni", video_processor="HumanOmniVideoProcessor")
 class HumanOmniVideoLoader(VideoLoader):
-    """Decodes a served file to the frames HumanOmni was trained on.
+    """Decodes a served file to the frames HumanOmni was trained on, in a child: damage kills that, not the server.
 
     vLLM chooses it by ``"video_processor_type"`` in the model directory's ``preprocessor_config.json``.
     """
+
+    children = Children()
 
     @classmethod
     def load_bytes(cls, data: bytes, num_frames: int, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Decode ``num_frames`` frames ``[num_frames, H, W, 3]`` of a video or gif file.
 
         Raises:
-            verl_omni.media.MediaError: the file does not decode.
+            verl_omni.media.MediaError: the file does not decode, or kills the decoder.
         """
         with NamedTemporaryFile(suffix=".gif" if data.startswith(b"GIF8") else ".mp4") as file:
             file.write(data)
             file.flush()
-            return read_video(file.name, num_frames), {}
+            return cls.children.call(read_video, file.name, num_frames), {}

@@ -1,0 +1,88 @@
+"""What a file is put through before a training depends on it: more than reading it, which hides some damage.
+
+Call these in a child (``verl_omni.media.child``): damage makes decoders crash.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av.logging
+from PIL import Image
+
+from verl_omni.media.audio import announced_seconds, check_length, read_audio
+from verl_omni.media.container import DamagedError, open_container
+from verl_omni.media.errors import existing, media_boundary
+from verl_omni.media.video import VideoSource, read_video
+
+MISSING_SHARE = 0.1  # of the frames announced; headers round
+
+
+def check_exists(source: VideoSource) -> None:
+    """Raise ``MediaError`` unless ``source`` is a file with something in it, a folder, or a list of such files."""
+    for part in [source] if isinstance(source, str | os.PathLike) else source:
+        existing(part)
+
+
+@media_boundary("the sound does not decode")
+def check_audio(source: str | os.PathLike) -> None:
+    """Raise what ``read_audio`` raises, which decodes all of a track, and ``MediaError`` where FFmpeg skips bytes."""
+    with demuxer_errors_raised(source):
+        read_audio(source)
+
+
+@media_boundary("the video does not decode")
+def check_video(source: VideoSource, num_frames: int = 8) -> None:
+    """Raise what ``read_video`` raises, and ``MediaError`` if a frame between the chosen ones is damaged or missing.
+
+    Damage within a frame is found where its codec reports it: H.264, HEVC and MPEG-4 often do, VP8 and VP9 never.
+    """
+    read_video(source, num_frames)
+    if not isinstance(source, str | os.PathLike) or Path(source).is_dir():
+        return
+    if Path(source).suffix.lower() == ".gif":
+        _decode_gif(Path(source))
+    else:
+        with demuxer_errors_raised(source):
+            _decode_all(Path(source))
+
+
+@contextmanager
+def demuxer_errors_raised(source: str | os.PathLike) -> Iterator[None]:
+    """Raise ``DamagedError`` for what a demuxer of FFmpeg logs as an error before it looks for the next intact part.
+
+    What decoders log is left to them: they do so for clips that were cut without encoding anew, too.
+    """
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    with av.logging.Capture() as logs:
+        yield
+    with open_container(source) as container:
+        demuxer = container.format.name
+    complaints = [text.strip() for _, name, text in logs if name == demuxer]
+    if complaints:
+        raise DamagedError(complaints[0])
+
+
+def _decode_gif(path: Path) -> None:
+    with Image.open(path) as gif:
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            gif.load()
+
+
+def _decode_all(path: Path) -> None:
+    packets, end, start = 0, 0, None
+    with open_container(path) as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_count = 1  # files are checked in parallel
+        for packet in container.demux(stream):
+            if packet.is_corrupt or any(frame.is_corrupt for frame in packet.decode()):
+                raise DamagedError(f"packet {packets} is damaged")
+            if packet.pts is not None:
+                packets, end = packets + 1, max(end, packet.pts + (packet.duration or 0))
+                start = packet.pts if start is None else min(start, packet.pts)
+        if packets < (1 - MISSING_SHARE) * stream.frames:
+            raise DamagedError(f"{stream.frames} frames announced, {packets} found")
+        check_length(announced_seconds(stream), float((end - (start or 0)) * stream.time_base), "video")
