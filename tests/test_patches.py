@@ -21,7 +21,7 @@ from verl_omni.plugin import HOOKS
 
 PATCHES = Path(__file__).parent.parent / "patches"
 PROBE = Path(__file__).with_name("patch_probe.py")
-NAMES = sorted(hook.patch for hook in HOOKS if hook.patch)
+NAMES = sorted(name for hook in HOOKS for name in hook.patches)
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 needs_cpu = pytest.mark.skipif(not is_cpu_only(), reason="the adjustments for a CPU do nothing beside an accelerator")

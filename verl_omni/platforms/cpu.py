@@ -161,8 +161,16 @@ def register_platform(platform_manager: ModuleType) -> None:
         def cudart(self) -> None:
             return None
 
+
+def use_one_thread(constants_ppo: ModuleType) -> None:
+    """Let each process of a training compute with one thread on a CPU, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    Processes that start as many threads as there are cores each, and wait for them in a loop, take many times as long
+    as soon as one more runs. The driver's environment is that of Ray's workers.
+
+    Args:
+        constants_ppo: ``verl.trainer.constants_ppo``, which verl's trainers alone import.
+    """
     if is_cpu_only() and "OMP_NUM_THREADS" not in os.environ:
-        # Processes that start as many threads as there are cores each, and wait for them in a loop, take many times as
-        # long as soon as one more runs. verl copies its Ray environment into every worker.
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
