@@ -19,6 +19,7 @@ TARGETS = {
     "processor runs a prompt": ("most", 1),
     "encoder passes a prompt": ("most", 1),
     "memory over 1000 decodes, MiB": ("most", 50),
+    "memory over 10000 decodes, MiB": ("most", 50),
     "memory over 500 training steps, MiB": ("most", 50),
     "a GRPO step, s": ("ratio", 2),
     "tower passes a clip and step": ("most", 1),
@@ -29,6 +30,7 @@ TARGETS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"), help="the figures as JSON")
+    parser.add_argument("--decodes", type=int, default=1000, choices=(1000, 10000), help="for the growth of memory")
     args = parser.parse_args()
     import torch
 
@@ -57,7 +59,7 @@ def main() -> int:
             keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
         for size, path in clips.items():
             keep(f"a prompt of {ROLLOUTS} rollouts, {size}", prompt.measure_prompt(path, processor))
-        decodes, steps = memory.measure_decodes(clips["240p"]), memory.measure_training(model)
+        decodes, steps = memory.measure_decodes(clips["240p"], processor, args.decodes), memory.measure_training(model)
         keep("growth of host memory", decodes | steps)
         torch.set_num_threads(threads)
         keep("the demo's GRPO, medians by verl's timings", trainer.measure_grpo(folder, model))

@@ -9,13 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from verl_omni.media import cache
+from verl_omni.models.humanomni.processing import HumanOmniProcessor
 
 from . import Figures, plain_or_shared
 from .training import step, synthetic_batch
 
 
-def measure_decodes(clip: Path, decodes: int = 1000, warm_up: int = 300) -> Figures:
-    """Growth of this process' resident memory over ``decodes`` of changed files, after the cache has filled."""
+def measure_decodes(clip: Path, processor: HumanOmniProcessor, decodes: int = 1000, warm_up: int = 300) -> Figures:
+    """Growth of this process' resident memory over ``decodes`` of changed files, after the cache has filled.
+
+    Each is of the video and of the sound, and both are processed.
+    """
     process, results = psutil.Process(), {}
     for which in ("plain", "now"):
         with plain_or_shared(which == "plain"):
@@ -23,7 +27,8 @@ def measure_decodes(clip: Path, decodes: int = 1000, warm_up: int = 300) -> Figu
                 if number == warm_up:
                     before = process.memory_info().rss
                 os.utime(clip, ns=(number, number))  # for the cache another file
-                cache.read_video_once(clip, 8)
+                processor.process_frames(cache.read_video_once(clip, 8))
+                processor.process_wave(cache.read_audio_once(clip), 16000)
             results[which] = (process.memory_info().rss - before) / 2**20
     return {f"memory over {decodes} decodes, MiB": results}
 
