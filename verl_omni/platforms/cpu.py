@@ -162,6 +162,20 @@ def register_platform(platform_manager: ModuleType) -> None:
             return None
 
 
+def keep_compiled_kernels_apart(cache_dir_utils: ModuleType) -> None:
+    """Give kernels a cache of their own where ``ATEN_CPU_CAPABILITY`` asks for fewer instructions than the CPU has.
+
+    torch 2.13's cache does not know the difference: source that was written for vectors of 8 floats is compiled again
+    for vectors of 16, and vLLM's compiled sampler then writes beyond its output ("free(): invalid next size").
+
+    Args:
+        cache_dir_utils: ``torch._inductor.runtime.cache_dir_utils``.
+    """
+    capability, folder = os.environ.get("ATEN_CPU_CAPABILITY"), cache_dir_utils.default_cache_dir()
+    if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", folder) == folder:  # torch itself sets it, once asked
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}_{capability}"
+
+
 def use_one_thread(constants_ppo: ModuleType) -> None:
     """Let each process of a training compute with one thread on a CPU, unless ``OMP_NUM_THREADS`` says otherwise.
 
