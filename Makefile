@@ -1,11 +1,12 @@
 # make demo   the whole study on a CPU, from an empty machine with Python 3.11: corpus, cold start, GRPO, evaluation
 # make test   all tests, in the same environment
 # make bench  what is decoded, processed and encoded how often, and how long it takes
+# make docs   the pages of docs/ as a site in outputs/site, with strict links
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements-cpu.txt pyproject.toml
@@ -29,6 +30,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+docs:
+	$(PYTHON) -m venv outputs/docs-venv
+	outputs/docs-venv/bin/python -m pip install -qq -r docs/requirements.txt
+	outputs/docs-venv/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info
