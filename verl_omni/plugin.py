@@ -84,11 +84,6 @@ HOOKS = (
         "verl_omni.models.humanomni.verl_glue:register_flops",
         "MFU: verl reports 0 for a model type it does not know",
     ),
-    Hook(
-        "verl.experimental.agent_loop.single_turn_agent_loop",
-        "verl_omni.agent_loop:register",
-        "agent loop `one_replica`: a prompt's rollouts go to one vLLM replica, which encodes its clip once",
-    ),
     # Adjustments, where there is no extension point.
     Hook(
         "verl.utils.tokenizer.tokenizer",
