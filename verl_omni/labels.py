@@ -4,59 +4,22 @@ Rewards compare strings exactly, so rows must hold the words that a model is to 
 of R1-Omni's scripts (repository HumanMLLM/R1-Omni: the label options in ``humanomni/eval/eval_mafw_dfew.py``, the
 mapping of RAVDESS in ``eval_ravedess.py``, the example answer `anxious` in the README), which its released checkpoints
 answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never normalized in
-training; at evaluation it is if, and only if, that is asked for.
+training; at evaluation it is if, and only if, that is asked for. The words are data (``labels.json``).
 """
 
-LABELS: dict[str, tuple[str, ...]] = {
-    "dfew": ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-    "mafw": (
-        *("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-        *("contemptuous", "anxious", "helpless", "disappointed"),
-    ),
-    "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise"),
-    "crema_d": ("angry", "disgust", "fear", "happy", "neutral", "sad"),
-    "meld": ("neutral", "surprise", "fear", "sad", "happy", "disgust", "angry"),
-    "emer": ("neutral", "angry", "happy", "sad", "anxious", "surprise"),
-    "demo": ("happy", "neutral", "angry", "sad"),
-}
+import json
+from pathlib import Path
+
+_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+LABELS: dict[str, tuple[str, ...]] = {corpus: tuple(words) for corpus, words in _TABLES["authors"].items()}
 VOCABULARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "authors": LABELS,
-    "corpus": LABELS
-    | {
-        "mafw": (
-            *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
-            *("contempt", "anxiety", "helplessness", "disappointment"),
-        ),
-        "ravdess": ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
-        "crema_d": ("anger", "disgust", "fear", "happy", "neutral", "sad"),
-        "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
-        "emer": ("neutral", "angry", "happy", "sad", "worried", "surprise"),
-    },
+    "corpus": LABELS | {corpus: tuple(words) for corpus, words in _TABLES["corpus"].items()},  # where they differ
 }
-
 # Labels to choose from, letter by letter as the authors' evaluation scripts have them (there in a comment).
-OPTIONS: dict[str, str] = {
-    "dfew": "happy ,surprise ,neutral ,angry ,disgust ,sad ,fear",
-    "mafw": "happy ,surprise ,neutral ,angry ,disgust ,sad ,fear ,contemptuous, disappointed, helpless, anxious",
-}
-
+OPTIONS: dict[str, str] = _TABLES["options"]
 # Another word for a class -> the authors' word.
-ALIASES: dict[str, str] = {
-    "anger": "angry",
-    "happiness": "happy",
-    "joy": "happy",
-    "sadness": "sad",
-    "surprised": "surprise",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "afraid": "fear",
-    "neutrality": "neutral",
-    "contempt": "contemptuous",
-    "anxiety": "anxious",
-    "worried": "anxious",
-    "helplessness": "helpless",
-    "disappointment": "disappointed",
-}
+ALIASES: dict[str, str] = _TABLES["aliases"]
 
 
 def canonical(word: str) -> str:
@@ -86,7 +49,7 @@ def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
             return word
     raise ValueError(
         f"label {label!r} is not one of {corpus}'s ({', '.join(known[corpus])}); "
-        "correct the annotation or add the spelling to verl_omni.labels.ALIASES"
+        "correct the annotation or add the spelling to the aliases in verl_omni/labels.json"
     )
 
 

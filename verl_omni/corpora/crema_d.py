@@ -11,6 +11,7 @@ The corpus has no splits of its own. Here fold K tests every fifth woman and eve
 no actor is in both parts and both parts have women and men in the corpus's proportion.
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -18,20 +19,7 @@ from verl_omni.corpora.listing import Clip, CorpusError, Listing, read_columns, 
 from verl_omni.labels import normalize
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
-SENTENCES = {
-    "IEO": "It's eleven o'clock.",
-    "TIE": "That is exactly what happened.",
-    "IOM": "I'm on my way to the meeting.",
-    "IWW": "I wonder what this is about.",
-    "TAI": "The airplane is almost full.",
-    "MTI": "Maybe tomorrow it will be cold.",
-    "IWL": "I would like a new alarm clock.",
-    "ITH": "I think I have a doctor's appointment.",
-    "DFA": "Don't forget a jacket.",
-    "ITS": "I think I've seen this before.",
-    "TSI": "The surface is slick.",
-    "WSI": "We'll stop in a couple of minutes.",
-}
+SENTENCES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 PERSON = {"Male": "man", "Female": "woman"}
 FEWER = {"1002": 81, "1008": 76, "1009": 76, "1019": 76, "1076": 81}  # clips of these actors; all others have 82
 FOLDS = 5

@@ -1,39 +1,19 @@
-"""Words for emotions and for the senses, and which of them a sentence asserts. English; pure Python.
+"""Words for emotions and for the senses, and which of them a sentence asserts. English; pure Python; the words are data
+(``lexicon.json``).
 
 A word counts unless its clause denies it ("not happy", "no sign of fear or anger"), and what only *seems* so gives way
 to what the sentence says instead ("seems happy, but her voice is sad"; "although he looks calm, he is furious").
 """
 
+import json
 import re
+from pathlib import Path
 
+_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 # The words an emotion goes by in an explanation. A label of any corpus, in any spelling, is a word of its emotion.
-EMOTIONS = {
-    "happy": "happy happily happier happiness joy joyful joyfully joyous cheerful cheerfully cheer delight delighted"
-    " pleased pleasure pleasant glad elated laugh laughs laughing laughter",
-    "sad": "sad sadly sadder sadness sorrow sorrowful grief grieving unhappy depressed dejected mournful melancholy"
-    " crying cry cries weeping tearful tears",
-    "neutral": "neutral neutrality unemotional expressionless impassive",
-    "angry": "angry angrily angrier anger rage enraged furious fury irritated irritation annoyed annoyance"
-    " outraged mad",
-    "surprise": "surprise surprised surprising surprisingly astonished astonishment amazed amazement"
-    " shock shocked startled",
-    "disgust": "disgust disgusted disgusting disgustedly revulsion revolted repulsed aversion loathing",
-    "fear": "fear fearful fearfully fears afraid scared frightened terrified terror horror panic",
-    "contemptuous": "contempt contemptuous contemptuously disdain disdainful scorn scornful sneer sneering",
-    "anxious": "anxiety anxious anxiously worried worry worries nervous nervousness nervously uneasy unease",
-    "helpless": "helpless helplessly helplessness powerless powerlessness",
-    "disappointed": "disappointment disappointed disappointing disappointedly letdown",
-    "calm": "calm calmly calmness composed peaceful relaxed serene tranquil",
-}
+EMOTIONS: dict[str, str] = _TABLES["emotions"]
 # What only the eye, or only the ear, tells of a person.
-SENSES = {
-    "sight": "face faces facial eye eyes eyebrow eyebrows brow brows mouth lips smile smiles smiling frown frowns"
-    " frowning gaze gesture gestures posture expression expressions nod nods video frame see seen visible visual"
-    " visually",
-    "sound": "voice voices vocal tone intonation pitch speech speaks speaking spoken whisper whispers whispering shout"
-    " shouts shouting scream screams screaming sob sobs sobbing sigh sighs sighing audio sound sounds hear heard"
-    " audible",
-}
+SENSES: dict[str, str] = _TABLES["senses"]
 
 
 def _concept_of_word(table: dict[str, str]) -> dict[str, str]:

@@ -22,32 +22,7 @@ GRPO_PREFIX = "<|vision_start|><|video_pad|><|vision_end|>"
 VIDEO_PROCESSOR_TYPE = "HumanOmniVideoProcessor"  # a name alone: vLLM's loader of frames is registered under it
 PROMPT_STYLES, ASPECT_RATIOS = ("infer", "grpo"), ("pad", "squash")
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if loop.first and message.role != 'system' -%}
-{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif -%}
-{{ '<|im_start|>' + message.role + '\\n' }}
-{%- if message.content is string -%}
-{{ message.content }}
-{%- else -%}
-{%- for item in message.content -%}
-{%- if item.type == 'video' or 'video' in item -%}
-{{ '<vi_start>VIDEO_TOKEN<vi_end>\\n' }}
-{%- elif item.type == 'audio' or 'audio' in item -%}
-{{ '<au_start>AUDIO_TOKEN<au_end>\\n' }}
-{%- elif 'text' in item -%}
-{{ item.text }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
-{%- endif -%}
-""".replace("VIDEO_TOKEN", VIDEO_TOKEN).replace("AUDIO_TOKEN", AUDIO_TOKEN)
-
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 MEDIA_TAGS = re.compile(
     rf"(?:{re.escape(GRPO_PREFIX)})?<vi_start>(?:{re.escape(VIDEO_TOKEN)})*<vi_end>\n"
     rf"|<au_start>(?:{re.escape(AUDIO_TOKEN)})*<au_end>\n"
