@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -17,16 +17,6 @@ from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_B
 from verl_omni.evaluation.results import ResultsError
 from verl_omni.prompts import QUESTIONS
 
-DEFAULTS = {
-    "max_tokens": 512,
-    "repetition_penalty": 1.0,
-    "no_audio": "error",
-    "aspect_ratio": None,
-    "max_model_len": 2048,
-    "question": None,
-    "options": False,
-    "trained_folds": [],
-}
 # As R1-Omni's authors evaluate: `mm_infer` squashes frames, generates up to 2,048 tokens and takes the penalty from the
 # checkpoint; their scripts have the label options ready in a comment (--no-options is how they were released).
 PRESETS = {
@@ -115,20 +105,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {args.model}: no config.json in it; expected a model directory (see `convert`)", file=sys.stderr)
         return 2
     name = args.name or args.model.resolve().name
-    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
-    chosen = argparse.Namespace(**DEFAULTS | PRESETS.get(args.preset, {}) | given)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    chosen = {"dtype": default_dtype()} | PRESETS.get(args.preset, {}) | given
     wanted = {
         NORMAL: True,
         VIDEO_BLANKED: args.blank_video or args.modality_ablation,
         AUDIO_MUTED: args.mute_audio or args.modality_ablation,
     }
-    engine = {
-        "tensor_parallel_size": args.tensor_parallel_size,
-        "gpu_memory_utilization": args.gpu_memory_utilization,
-    }
+    engine = {name: chosen[name] for name in ("tensor_parallel_size", "gpu_memory_utilization")}
     out = args.out / f"{name}.jsonl"
     try:
-        for warning in fold_warnings(args.data, chosen.trained_folds):
+        for warning in fold_warnings(args.data, chosen.get("trained_folds", [])):
             print(f"warning: {warning}", file=sys.stderr)
         answers = evaluate(
             model,
@@ -136,18 +123,10 @@ def run(args: argparse.Namespace) -> int:
             out,
             name,
             [variant for variant in VARIANTS if wanted[variant]],
-            Settings(
-                max_tokens=chosen.max_tokens,
-                repetition_penalty=chosen.repetition_penalty,
-                aspect_ratio=chosen.aspect_ratio,
-                no_audio=chosen.no_audio,
-                max_model_len=chosen.max_model_len,
-                dtype=args.dtype or default_dtype(),
-                modalities=args.modalities,
-            ),
+            Settings(**{field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}),
             engine,
-            chosen.question,
-            chosen.options,
+            chosen.get("question"),
+            chosen.get("options", False),
         )
     except (ResultsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

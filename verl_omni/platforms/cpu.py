@@ -43,6 +43,10 @@ def _version(distribution: str) -> str:
         return ""
 
 
+def nothing(*args: object, **kwargs: object) -> None:
+    """What only an accelerator needs: an allocator's cache, IPC handles, streams, a profiler."""
+
+
 def device_module() -> ModuleType:
     """`torch.cpu` with the functions verl calls on `torch.cuda`; memory is this process' resident set, in bytes."""
     process = psutil.Process()
@@ -58,9 +62,6 @@ def device_module() -> ModuleType:
     def mem_get_info(device: object = None) -> tuple[int, int]:
         memory = psutil.virtual_memory()
         return memory.available, memory.total
-
-    def nothing(*args: object, **kwargs: object) -> None:
-        """What only an accelerator needs: an allocator's cache, IPC handles, its own random state."""
 
     module.__dict__.update(
         memory_allocated=resident,
@@ -95,6 +96,9 @@ def register_platform(platform_manager: ModuleType) -> None:
         device_name = "cpu"
         vendor_name = "cpu"
         device_module = device_module()
+        set_device = synchronize = set_allocator_settings = empty_cache = nothing
+        profiler_start = profiler_stop = cudart = nothing
+        manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
 
         def is_available(self) -> bool:
             return True
@@ -107,24 +111,6 @@ def register_platform(platform_manager: ModuleType) -> None:
 
         def device_count(self) -> int:
             return 1
-
-        def set_device(self, device_index: int) -> None:
-            pass
-
-        def synchronize(self, device_index: int | None = None) -> None:
-            pass
-
-        def manual_seed(self, seed: int) -> None:
-            torch.manual_seed(seed)
-
-        def manual_seed_all(self, seed: int) -> None:
-            torch.manual_seed(seed)
-
-        def set_allocator_settings(self, settings: str) -> None:
-            pass
-
-        def empty_cache(self) -> None:
-            pass
 
         def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
             return None, None
@@ -151,15 +137,6 @@ def register_platform(platform_manager: ModuleType) -> None:
         @contextmanager
         def nvtx_range(self, msg: str) -> Iterator[None]:
             yield
-
-        def profiler_start(self) -> None:
-            pass
-
-        def profiler_stop(self) -> None:
-            pass
-
-        def cudart(self) -> None:
-            return None
 
 
 def keep_compiled_kernels_apart(cache_dir_utils: ModuleType) -> None:

@@ -11,13 +11,14 @@ Tensors are read one by one and written in shards, so memory stays below one cop
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
@@ -400,33 +401,21 @@ def check_tensors(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...
 
 def write_weights(weights: dict[str, Tensor], out: Path) -> None:
     """Safetensors, sharded with an index as transformers does; one shard in memory at a time."""
-    shards = list(split(weights.items(), SHARD_BYTES))
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(names) > 1 else ["model.safetensors"]
-    weight_map = {}
-    for file, shard in zip(names, shards, strict=True):
-        tensors = {name: tensor.load() for name, tensor in shard.items()}
+    shards = split_state_dict_into_shards_factory(
+        weights, get_storage_size=size, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
+    )
+    for file, names in shards.filename_to_tensors.items():
+        tensors = {name: weights[name].load() for name in names}
         if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise ConversionError(f"not a number, or infinite, in {', '.join(broken)}: diverged or damaged")
         save_file(tensors, out / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    if len(names) > 1:
-        index = {"metadata": {"total_size": sum(map(size, weights.values()))}, "weight_map": weight_map}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def size(tensor: Tensor) -> int:
     return torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
-
-
-def split(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterable[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    for name, tensor in weights:
-        if shard and sum(map(size, shard.values())) + size(tensor) > limit:
-            yield shard
-            shard = {}
-        shard[name] = tensor
-    yield shard
 
 
 def copy_generation_config(source: Path, out: Path) -> None:
