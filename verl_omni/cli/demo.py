@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from verl_omni.study.demo import Demo, draw_rewards, draw_variants, run_stages, summary
+from verl_omni.study.demo import Demo, draw_rewards, run_stages, summary
 from verl_omni.study.stages import StageError
 
 
@@ -34,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}\n(the same command goes on where this stopped)", file=sys.stderr)
         return 1
     Console().print(summary(demo))
-    if demo.variants:
-        print(f"variants: {draw_variants(demo)}")
     print(f"rewards: {draw_rewards(demo.out)}\nreport:  {demo.out / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 0

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 # Metrics worth a panel, in order; a pattern that matches several keys gives one panel each.
 PANELS = (
     (r"critic/rewards/mean", "reward, over the rollouts of a step"),
+    (r"reward/accuracy/mean", "accuracy, over the rollouts of a step"),
     (r"val-(?:core|aux)/.*/accuracy/mean@\d+", "validation: share right (WAR)"),
     (r"val-(?:core|aux)/.*/UAR", "validation: mean of the classes' recalls"),
     (r"val-(?:core|aux)/.*/format/mean@\d+", "validation: share in the format"),

@@ -199,28 +199,6 @@ CURVES = {  # verl's metric -> label, line
 }
 
 
-def draw_variants(demo: Demo) -> Path:
-    """A picture of GRPO and its variants while they ran: accuracy and length of the rollouts, one point a step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name in demo.models:
-        metrics = metrics_of(demo.out, name)
-        for axes, key in zip(panels, ("reward/accuracy/mean", TOKENS), strict=True):
-            if TOKENS in metrics:
-                axes.plot(metrics[key].keys(), metrics[key].values(), label=name)
-    for axes, title in zip(panels, ("accuracy of the rollouts", "tokens an answer"), strict=True):
-        axes.set(xlabel="step", title=title)
-        axes.grid(alpha=0.3)
-    panels[0].legend(loc="lower right")
-    picture = demo.out / "variants.png"
-    figure.savefig(picture, dpi=120)
-    return picture
-
-
 def run_stages(demo: Demo) -> None:
     demo.prepare()
     demo.supervised("EMER-SFT", "sft.parquet")
