@@ -5,6 +5,7 @@ the labelled emotion. *Nobody looked at the clip*: such explanations teach the f
 that is left to GRPO.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,8 @@ from verl_omni.corpora import table
 from verl_omni.corpora.listing import Clip, CorpusError
 
 RULES = "rules"
-SIGNS = {
-    "happy": ("a smile that reaches the eyes", "bright and lively"),
-    "sad": ("lowered eyes and drooping corners of the mouth", "low and slow"),
-    "neutral": ("a relaxed expression without marked movement", "even"),
-    "angry": ("lowered brows and a tense mouth", "loud and sharp"),
-    "surprise": ("raised brows and widened eyes", "quick and rising"),
-    "disgust": ("a wrinkled nose and a raised upper lip", "drawn out and rough"),
-    "fear": ("widened eyes and tightened brows", "high and trembling"),
-    "calm": ("a soft expression and slow movements", "quiet and steady"),
-}
+# Emotion -> what a face shows, and how a voice is.
+SIGNS: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def explain(clips: list[Clip], source: str) -> list[Clip]:

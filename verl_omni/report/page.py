@@ -1,5 +1,6 @@
 """The report page: what the template shows, gathered from results files and logs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,12 +27,9 @@ from verl_omni.metrics import war
 from verl_omni.report import clips, curves
 
 # arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
-PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
-    "HumanOmni-0.5B": {"dfew": (22.64, 19.44), "mafw": (20.18, 13.52), "ravdess": (7.33, 9.38)},
-    "EMER-SFT": {"dfew": (38.66, 35.31), "mafw": (38.39, 28.02), "ravdess": (29.00, 27.19)},
-    "MAFW-DFEW-SFT": {"dfew": (60.23, 44.39), "mafw": (50.44, 30.39), "ravdess": (29.33, 30.75)},
-    "R1-Omni": {"dfew": (65.83, 56.27), "mafw": (57.68, 40.04), "ravdess": (43.00, 44.69)},
-}
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = json.loads(
+    Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+)
 TITLES = {"dfew": "DFEW", "mafw": "MAFW", "ravdess": "RAVDESS", "emer": "EMER", "demo": "Demo corpus"}
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
 

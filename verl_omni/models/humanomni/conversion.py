@@ -211,18 +211,13 @@ def write_tokenizer(directory: Path, out: Path) -> None:
     (out / "tokenizer.json").write_text(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def to_new(name: str) -> str:
-    for original, new in RENAMED.items():
-        if name.startswith(original):
-            return new + name.removeprefix(original)
-    return name
+def to_new(name: str, renamed: dict[str, str] = RENAMED) -> str:
+    old = next((prefix for prefix in renamed if name.startswith(prefix)), "")
+    return renamed.get(old, "") + name.removeprefix(old)
 
 
 def to_original(name: str) -> str:
-    for original, new in RENAMED.items():
-        if name.startswith(new):
-            return original + name.removeprefix(new)
-    return name
+    return to_new(name, {new: original for original, new in RENAMED.items()})
 
 
 def tower_directory(name: str, given: str | Path | None, original: dict) -> Path:

@@ -1,5 +1,6 @@
 """A small random HumanOmni directory, for the demo and the tests: the real classes at toy sizes."""
 
+import json
 import string
 from pathlib import Path
 
@@ -27,7 +28,7 @@ THOUGHTS = (
     "I see a dark face and hear a low voice: {label}.",
 )
 AUDIO_GAIN = 3.0
-VOCAB_SIZE, BERT_LENGTH, IMAGE_SIZE, PATCH_SIZE, SECONDS = 640, 128, 32, 8, 2
+VOCAB_SIZE, BERT_LENGTH, IMAGE_SIZE, PATCH_SIZE, MEL_BINS, SECONDS = 640, 128, 32, 8, 80, 2
 
 
 def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
@@ -44,7 +45,7 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
     tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
     processor = HumanOmniProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
-        feature_extractor=WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS),
+        feature_extractor=WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=SECONDS),
         tokenizer=tokenizer,
         bert_tokenizer=bert_tokenizer,
         patch_size=PATCH_SIZE,
@@ -60,37 +61,20 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
 
 
 def tiny_config(processor: HumanOmniProcessor) -> HumanOmniConfig:
-    """The configuration that fits ``processor``; head_dim 32, the smallest that vLLM runs on a CPU."""
+    """The configuration that fits ``processor``; head_dim 32, the smallest for vLLM on a CPU (``tiny.json``)."""
     tokenizer = processor.tokenizer
+    sizes = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    sizes["vision_config"] |= {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+    sizes["audio_config"] |= {"num_mel_bins": MEL_BINS, "max_source_positions": SECONDS * 50}
+    sizes["bert_config"] |= {"vocab_size": len(processor.bert_tokenizer), "max_position_embeddings": BERT_LENGTH}
     return HumanOmniConfig(
-        vision_config={
-            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
-            **{"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
-        },
-        audio_config={
-            **{"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128},
-            **{"num_mel_bins": 80, "max_source_positions": SECONDS * 50, "classifier_proj_size": 16},
-        },
-        bert_config={
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"vocab_size": len(processor.bert_tokenizer), "max_position_embeddings": BERT_LENGTH},
-        },
+        **sizes,
+        vocab_size=VOCAB_SIZE,
         video_token_id=processor.video_token_id,
         audio_token_id=processor.audio_token_id,
-        architectures=["HumanOmniQwen2ForCausalLM"],
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=True,
         bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        dtype="float32",
     )
 
 

@@ -6,17 +6,14 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import SupportsMultiModal
-from vllm.model_executor.models.utils import (
-    AutoWeightsLoader,
-    WeightsMapper,
-    init_vllm_registered_model,
-    maybe_prefix,
-)
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 
 from .towers import HumanOmniTowers
 from .vllm_processing import HumanOmniDummyInputsBuilder, HumanOmniMultiModalProcessor, HumanOmniProcessingInfo
+
+PARTS = ("vision_tower", "audio_tower", "mm_projector", "audio_projector", "bert_model", "bert_gate")
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -28,17 +25,7 @@ class HumanOmniQwen2ForCausalLM(HumanOmniTowers, nn.Module, SupportsMultiModal):
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             "lm_head.": "language_model.lm_head.",
-            **{
-                f"model.{tower}.": f"{tower}."
-                for tower in (
-                    "vision_tower",
-                    "audio_tower",
-                    "mm_projector",
-                    "audio_projector",
-                    "bert_model",
-                    "bert_gate",
-                )
-            },
+            **{f"model.{part}.": f"{part}." for part in PARTS},
             "model.": "language_model.model.",
         }
     )
