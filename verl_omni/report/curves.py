@@ -126,7 +126,7 @@ def chart(panel: Panel) -> dict:
         "metric": panel.metric,
         "note": panel.note,
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if x_low <= tick <= x_high],
-        "y_ticks": [(y(tick), text) for tick, text in zip(y_ticks, _texts(y_ticks), strict=True)],
+        "y_ticks": [(y(tick), f"{tick:.8g}") for tick in y_ticks],
         "series": [
             {
                 "name": name,
@@ -144,14 +144,3 @@ def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
     if low == high:
         low, high = low - 0.05 * abs(low), high + (0.05 * abs(high) or 1.0)
     return [float(tick) for tick in MaxNLocator(nbins=5, integer=integer).tick_values(low, high)]
-
-
-def _texts(ticks: list[float]) -> list[str]:
-    """Ticks with as few digits as tell them apart."""
-    texts = [f"{tick:.8g}" for tick in ticks]
-    for digits in range(7, 2, -1):
-        shorter = [f"{tick:.{digits}g}" for tick in ticks]
-        if len(set(shorter)) < len(ticks):
-            break
-        texts = shorter
-    return texts

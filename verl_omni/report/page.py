@@ -23,7 +23,6 @@ from verl_omni.evaluation.scoring import (
     score,
     score_all,
 )
-from verl_omni.metrics import war
 from verl_omni.report import clips, curves
 
 # arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
@@ -186,15 +185,11 @@ def modality_rows(answers: list[Answer]) -> list[dict]:
             if both and without:
                 changed, compared = changed_share(mine, variant)
                 row = {"model": model, "corpus": corpus, "sense": sense, "changed": changed, "compared": compared}
-                row |= {"war": share_right(both), "war_without": share_right(without)}
                 row["rewritten"] = changed_share(mine, variant, explanation)[0]
-                row["hallucinations"] = score(without).hallucinations
+                blind = score(without)
+                row |= {"war": score(both).war, "war_without": blind.war, "hallucinations": blind.hallucinations}
                 rows.append(row)
     return rows
-
-
-def share_right(answers: list[Answer]) -> float:
-    return war([answer.label for answer in answers], [prediction(answer) for answer in answers])
 
 
 def make_cards(answers: list[Answer], max_clips: int) -> list[Card]:

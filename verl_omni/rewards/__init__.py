@@ -19,24 +19,12 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward
+from verl_omni.rewards.answer import accuracy_reward, extract_answer, format_reward
+from verl_omni.rewards.answer import extract_explanation as extract_explanation  # for others
 from verl_omni.rewards.explanation import coherence, explanation_reward
 from verl_omni.rewards.faithfulness import faithfulness_reward
 from verl_omni.rewards.length import length_reward
 from verl_omni.rewards.wheel import hit_reward, wheel_reward
-
-__all__ = [
-    "accuracy_reward",
-    "compute_score",
-    "explanation_reward",
-    "extract_answer",
-    "extract_explanation",
-    "faithfulness_reward",
-    "format_reward",
-    "hit_reward",
-    "length_reward",
-    "wheel_reward",
-]
 
 # Name in the configuration and among the metrics -> function of completion and label.
 TERMS: dict[str, Callable[..., float]] = {
