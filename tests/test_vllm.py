@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from copy import deepcopy
 from pathlib import Path
@@ -357,3 +359,14 @@ def test_vllm_serve_answers_a_chat_with_a_clip(server, converted):
     assert [row[token].item() for row, token in zip(expected, choice["token_ids"], strict=True)] == pytest.approx(
         found, abs=1e-3
     )
+
+    # Closed unless opened: reached from this machine alone, and fetching nothing, not even from it.
+    address = urllib.parse.urlsplit(server)
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", address.port), timeout=5):
+        pass
+    content[0] = {"type": "video_url", "video_url": {"url": f"http://{address.netloc}/health"}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    query = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(query, timeout=60)
+    assert "none.invalid" in refused.value.read().decode()

@@ -198,7 +198,8 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
             shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
             **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...). With
-                ``use_cache=False`` prompts that sequences share are computed once.
+                ``use_cache=False`` and ``position_ids``, as verl calls it, prompts that sequences share are computed
+                once; what then stands at padding, which nobody reads, is not the plain forward's.
 
         Raises:
             ValueError: placeholders and media do not match.
@@ -217,8 +218,6 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         names, ends = self.model.media_of_rows(rows, input_ids, **media)
         leaders, common = common_prefixes(rows, input_ids, position_ids, names if share else [None] * len(rows))
         plan = share_prompts(rows, leaders, common, input_ids.numel())
-        if plan is not None and position_ids is None:
-            inputs["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if temperature is None:
             return super().forward(**inputs, shared_prompts=plan, **kwargs)
         kwargs.pop("return_dict", None)
@@ -231,6 +230,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         self,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | dict | None,
+        position_ids: torch.Tensor | None,
         pixel_values,
         input_features,
         **_,
@@ -240,6 +240,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             enabled()
             and input_ids is not None
             and not input_ids.is_meta
+            and position_ids is not None
             and not (pixel_values is None and input_features is None)
             and (attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2))
             and can_share(self.config._attn_implementation)
