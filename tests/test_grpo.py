@@ -81,6 +81,10 @@ def start(study: Path, name: str, arguments: list[str]) -> subprocess.Popen:
     )
 
 
+def has_a_line(file: Path) -> bool:
+    return file.is_file() and b"\n" in file.read_bytes()
+
+
 def metrics_of(study: Path, name: str) -> dict[int, dict]:
     lines = (study / f"{name}.jsonl").read_bytes().splitlines()
     return {record["step"]: record["data"] for record in map(json.loads, lines)}
@@ -133,7 +137,8 @@ def killed(study) -> Killed:
         patch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
         process = start(study, "killed", command(study, "killed", "r1omni_cpu", *overrides))
         deadline = time.monotonic() + 600
-        while not (tracker.is_file() and tracker.read_text()):
+        # A step's metrics are written after its checkpoint.
+        while not (tracker.is_file() and tracker.read_text() and has_a_line(study / "killed.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
             time.sleep(0.1)
         kill(process)
