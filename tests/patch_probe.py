@@ -2,7 +2,9 @@
 
     python patch_probe.py MODEL_DIRECTORY
 
-Prints one JSON object: {"plain": {patch: behaviour}, "adjusted": {patch: behaviour}}. An error is a behaviour too.
+Prints one JSON object: {"plain": {patch: behaviour}, "adjusted": {patch: behaviour}}, the same of runs without anything
+of this package as "plain elsewhere" and "adjusted elsewhere", and "changed again": what a second call of the
+adjustments changes in verl and vLLM. An error is a behaviour too.
 """
 
 import contextlib
@@ -19,6 +21,10 @@ import torch
 from packaging.version import Version
 
 PROBES: dict[str, Callable[[str], object]] = {}
+# Those that tell runs apart: with ours=False, a run without this package's rows, rewards or model.
+ELSEWHERE = tuple(
+    f"verl-{name}.diff" for name in ("log-reward-parts", "groups-together", "clips-once", "lora-hf-model")
+)
 
 
 def probe(name: str) -> Callable:
@@ -64,7 +70,7 @@ def banned_tokens(model: str) -> list[str]:
 
 
 @probe("verl-log-reward-parts.diff")
-def reward_metrics(model: str) -> dict[str, float]:
+def reward_metrics(model: str, ours: bool = True) -> dict[str, float]:
     """verl's own metrics of two rollouts and one row of padding; only TransferQueue's store is stood in for."""
     from omegaconf import OmegaConf
     from tensordict import TensorDict
@@ -83,8 +89,11 @@ def reward_metrics(model: str) -> dict[str, float]:
     fields["extra_fields"] = NonTensorStack(*(NonTensorData({"reward_extra_info": part}) for part in parts))
     store = TensorDict(fields, batch_size=[3])
     tags = [{"min_global_steps": 1, "max_global_steps": 1, "is_padding": row == 2} for row in range(3)]
+    manager = "accuracy_format" if ours else "naive"
+    reward = {"reward_manager": {"name": manager}, "custom_reward_function": {"path": None}}
     trainer = SimpleNamespace(
-        config=OmegaConf.create({"actor_rollout_ref": {"rollout": {}, "model": {}}}),
+        config=OmegaConf.create({"actor_rollout_ref": {"rollout": {}, "model": {}}, "reward": reward}),
+        train_dataset=None,
         use_critic=False,
         _rollout_moe_lb_metrics_accumulator=None,
         _get_n_gpus_for_throughput=lambda: 1,
@@ -102,7 +111,7 @@ def reward_metrics(model: str) -> dict[str, float]:
 
 
 @probe("verl-groups-together.diff")
-def groups_on_ranks(model: str) -> list[object]:
+def groups_on_ranks(model: str, ours: bool = True) -> list[object]:
     """Eight prompts of four rollouts, one of them missing, on 4 ranks: prompts that all ranks compute, rows a rank."""
     from omegaconf import OmegaConf
     from transfer_queue import KVBatchMeta
@@ -121,7 +130,7 @@ def groups_on_ranks(model: str) -> list[object]:
         return KVBatchMeta(partition_id="train", keys=keys, tags=batch.tags + [tag] * extra)
 
     trainer = SimpleNamespace(
-        train_dataset=OmniRLHFDataset.__new__(OmniRLHFDataset),
+        train_dataset=OmniRLHFDataset.__new__(OmniRLHFDataset) if ours else None,
         actor_rollout_wg=SimpleNamespace(_dispatch_info={"actor": [0, 1, 2, 3]}),
         tokenizer=SimpleNamespace(eos_token_id=0),
         config=OmegaConf.create({}),
@@ -137,7 +146,7 @@ def groups_on_ranks(model: str) -> list[object]:
 
 
 @probe("verl-clips-once.diff")
-def clips_on_transfer_queue(model: str) -> list[object]:
+def clips_on_transfer_queue(model: str, ours: bool = True) -> list[object]:
     """Eight rollouts of a prompt and a row of padding: copies of the clip that lie there, and what comes back; what is
     left of them, of a prompt whose rollouts all failed after their clip was stored, and of validation's clips."""
     import asyncio
@@ -153,6 +162,8 @@ def clips_on_transfer_queue(model: str) -> list[object]:
         ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
         tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
     clip, uid = {"pixel_values": torch.arange(24.0).view(1, 2, 3, 4)}, str(uuid.uuid4())
+    if ours:
+        clip["bert_input_ids"] = torch.arange(4)[None]
     keys = [f"{uid}_{rollout}_0" for rollout in range(9)]
 
     async def put() -> None:
@@ -250,18 +261,23 @@ def reference_engine(model: str) -> list[object]:
 
 
 @probe("verl-lora-hf-model.diff")
-def exported_lora(model: str) -> list[object]:
+def exported_lora(model: str, ours: bool = True) -> list[object]:
     """How many parameters of an exported LoRA model are missing or too many, and whether the weights are right."""
     import tempfile
 
     import peft
     from safetensors.torch import load_file
     from torch.distributed.fsdp import fully_shard
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
     from verl.trainer.config import CheckpointConfig
     from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
-    module = AutoModelForCausalLM.from_pretrained(model)
+    if ours:
+        module = AutoModelForCausalLM.from_pretrained(model)
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = Qwen2Config(**sizes, vocab_size=128, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
+        module = AutoModelForCausalLM.from_config(config)
     names = set(module.state_dict()) - {"lm_head.weight"}  # tied
     adapters = peft.LoraConfig(target_modules=["q_proj"], exclude_modules=".*(tower|bert|projector).*")
     module = peft.get_peft_model(module, adapters)
@@ -350,6 +366,25 @@ def behaviour(function: Callable, *args: object) -> object:
         return f"{type(error).__name__}: {error}"
 
 
+def behaviours(model: str, when: str) -> dict[str, dict[str, object]]:
+    return {
+        when: {name: behaviour(function, model) for name, function in PROBES.items()},
+        f"{when} elsewhere": {name: behaviour(PROBES[name], model, False) for name in ELSEWHERE},
+    }
+
+
+def attributes() -> dict[tuple[str, str], object]:
+    """Everything in the modules of verl, vLLM and TransferQueue and in their classes, and Python's finders."""
+    found: dict[tuple[str, str], object] = {("sys.meta_path", str(n)): finder for n, finder in enumerate(sys.meta_path)}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("verl", "vllm", "transfer_queue"):
+            for attribute, value in list(vars(module).items()):
+                found[name, attribute] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    found |= {(f"{name}.{attribute}", member): inner for member, inner in vars(value).items()}
+    return found
+
+
 def main(model: str) -> None:
     import verl.plugin.platform.platform_manager as platform_manager
 
@@ -357,7 +392,7 @@ def main(model: str) -> None:
     from verl_omni.platforms.cpu import register_platform
 
     register_platform(platform_manager)
-    results = {"plain": {name: behaviour(function, model) for name, function in PROBES.items()}}
+    results = behaviours(model, "plain")
     # What the environment variable switches on stays off without it.
     with replaced.dict(os.environ):
         os.environ.pop("VLLM_CPU_KEEP_WEIGHTS", None)
@@ -369,7 +404,15 @@ def main(model: str) -> None:
 
     for hook in verl_omni.plugin.HOOKS:
         importlib.import_module(hook.module)
-    results["adjusted"] = {name: behaviour(function, model) for name, function in PROBES.items()}
+    before = attributes()
+    for hook in verl_omni.plugin.HOOKS:
+        if hook.patches:
+            package, name = hook.function.split(":")
+            getattr(importlib.import_module(package), name)(sys.modules[hook.module])
+    after = attributes()
+    changed = [name for name in before | after if before.get(name) is not after.get(name)]
+    results["changed again"] = sorted(map(".".join, changed))
+    results |= behaviours(model, "adjusted")
     print(json.dumps(results))
 
 

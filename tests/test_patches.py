@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patch_probe import ELSEWHERE
 
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.plugin import HOOKS
@@ -82,7 +83,7 @@ def start_probe(model: Path, packages: Path | None) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def behaviours(tmp_path_factory) -> dict[str, dict[str, dict[str, object]]]:
-    """{"released" or "patched": {"plain" or "adjusted": {patch: behaviour}}}"""
+    """{"released" or "patched": {"plain" or "adjusted": {patch: behaviour}}}, and what else the probe prints."""
     from verl_omni.models.humanomni.tiny import build_tiny
 
     folder = tmp_path_factory.mktemp("patched")
@@ -130,6 +131,24 @@ def test_an_adjustment_is_needed_now_and_does_nothing_once_its_patch_is_applied(
     assert released["plain"][name] != released["adjusted"][name], "upstream does this by itself: drop the adjustment"
     assert patched["plain"][name] == released["adjusted"][name]
     assert patched["adjusted"][name] == patched["plain"][name]
+
+
+@pytest.mark.slow
+@needs_cpu
+@needs_vllm
+@pytest.mark.parametrize("which", ["released", "patched"])
+def test_adjusting_again_changes_nothing(which, behaviours):
+    assert behaviours[which]["changed again"] == []
+
+
+@pytest.mark.slow
+@needs_cpu
+@needs_vllm
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_runs_without_this_packages_rows_rewards_and_model_are_left_alone(name, behaviours):
+    released = behaviours["released"]
+    assert released["adjusted elsewhere"][name] == released["plain elsewhere"][name]
+    assert released["plain elsewhere"][name] != behaviours["patched"]["plain elsewhere"][name], "the probe sees nothing"
 
 
 @pytest.mark.slow

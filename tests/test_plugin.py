@@ -8,7 +8,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -302,7 +302,8 @@ def test_packed_log_probs_go_by_chunks_on_an_accelerator_too(monkeypatch):
     """Without flash-attn, that is; with it, verl does not call this function."""
     calls = []
     monkeypatch.setattr(cpu.torch.accelerator, "is_available", lambda: True)
-    of_each_row = SimpleNamespace(logprobs_from_logits_v2=lambda logits, labels: calls.append(logits.shape) or labels)
+    of_each_row = ModuleType("torch_functional")
+    of_each_row.logprobs_from_logits_v2 = lambda logits, labels: calls.append(logits.shape) or labels
     verl_log_probs_by_chunks.take_log_probs_of_many_tokens(of_each_row)
     labels = cpu.torch.arange(100)
     assert cpu.torch.equal(of_each_row.logprobs_from_logits_v2(cpu.torch.zeros(100, 16), labels), labels)

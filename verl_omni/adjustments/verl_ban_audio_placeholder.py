@@ -1,8 +1,10 @@
 """A sampled audio placeholder has no audio behind it; verl bans those of images and videos only."""
 
+from functools import cache
 from types import ModuleType
 
 
+@cache
 def ban_audio_placeholder(utils: ModuleType) -> None:
     """Ban the audio placeholder from sampling, as verl bans those of images and videos.
 

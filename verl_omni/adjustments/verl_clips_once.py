@@ -43,9 +43,7 @@ def store_clips_once(utils: ModuleType) -> None:
     put, get, clear = tq.async_kv_batch_put, tq.async_kv_batch_get, tq.kv_clear
     puts: OrderedDict[str, asyncio.Task] = OrderedDict()
 
-    async def store(uid: str, inputs: dict[str, torch.Tensor] | None) -> dict[str, Any] | None:
-        if not inputs:
-            return inputs
+    async def store(uid: str, inputs: dict[str, torch.Tensor]) -> dict[str, str]:
         key = f"{uid}_{content_of(inputs)}"
         if key not in puts:  # the prompt's other rollouts wait for this one, or fail with it
             row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
@@ -60,17 +58,20 @@ def store_clips_once(utils: ModuleType) -> None:
     @wraps(put)
     async def put_rollouts(keys: list[str], partition_id: str, fields: TensorDict | None = None, **kwargs: Any) -> Any:
         if enabled() and fields is not None and FIELD in fields.keys():  # noqa: SIM118  (TensorDict has no `in`)
-            rows = zip(keys, fields.get(FIELD).tolist(), strict=True)
-            # What validation sampled is scored by its text, and no trainer reads it.
-            stored = [{} if partition_id == "val" else await store(uid_of(key), inputs) for key, inputs in rows]
-            fields[FIELD] = NonTensorStack(*stored)
+            rows = fields.get(FIELD).tolist()
+            ours = [row for row, inputs in enumerate(rows) if is_ours(inputs)]
+            for row in ours:  # what validation sampled is scored by its text, and no trainer reads it
+                rows[row] = {} if partition_id == "val" else await store(uid_of(keys[row]), rows[row])
+            if ours:
+                fields[FIELD] = NonTensorStack(*rows)
         return await put(keys=keys, partition_id=partition_id, fields=fields, **kwargs)
 
     async def read_with_clips(meta: Any) -> TensorDict:
         batch = await read(meta)
         if FIELD in batch.keys():  # noqa: SIM118
-            rows = [await resolve(inputs) for inputs in batch.get(FIELD).tolist()]
-            batch[FIELD] = NonTensorStack(*rows)
+            rows = batch.get(FIELD).tolist()
+            if any(inputs and REFERENCE in inputs for inputs in rows):
+                batch[FIELD] = NonTensorStack(*[await resolve(inputs) for inputs in rows])
         return batch
 
     async def resolve(inputs: dict[str, Any] | None) -> dict[str, torch.Tensor] | None:
@@ -86,10 +87,12 @@ def store_clips_once(utils: ModuleType) -> None:
     @wraps(clear)
     def clear_with_clips(keys: list[str] | str, partition_id: str) -> None:
         clear(keys=keys, partition_id=partition_id)
+        if not (stored := keys_in(PARTITION)):
+            return
         # A prompt's own key goes before its rollouts are used, and their clip stays; unless all of them failed.
         left = {uid_of(key) for key in keys_in(partition_id)}
         gone = {uid_of(key) for key in ([keys] if isinstance(keys, str) else keys)} - left
-        clips = [key for key in keys_in(PARTITION) if uid_of(key) in gone]
+        clips = [key for key in stored if uid_of(key) in gone]
         if clips:
             clear(keys=clips, partition_id=PARTITION)
 
@@ -103,6 +106,11 @@ def store_clips_once(utils: ModuleType) -> None:
 def uid_of(key: str) -> str:
     """The prompt's uid in its own key, in a rollout's ``{uid}_{session}_{index}`` and in a clip's."""
     return key.partition("_")[0]
+
+
+def is_ours(inputs: dict[str, torch.Tensor] | None) -> bool:
+    """Whether HumanOmni's processor made them: of a video with its question for BERT, or of a sound alone."""
+    return bool(inputs) and ("bert_input_ids" in inputs or inputs.keys() == {"input_features"})
 
 
 def content_of(inputs: dict[str, torch.Tensor]) -> str:

@@ -1,10 +1,12 @@
 """verl has no engine for device ``cpu``, and offloads the reference's parameters to pinned memory."""
 
+from functools import cache
 from types import ModuleType
 
 from verl_omni.platforms.cpu import is_cpu_only
 
 
+@cache
 def register_engine(transformer_impl: ModuleType) -> None:
     """Register verl's FSDP2 engine for device `cpu`, without the pinned memory that only an accelerator can use.
 

@@ -1,12 +1,13 @@
 """torch refuses the backend "cpu:gloo,cpu:gloo", which verl composes for device ``cpu``."""
 
 import os
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 from verl_omni.platforms.cpu import is_cpu_only
 
 
+@cache
 def use_gloo_once(distributed: ModuleType) -> None:
     """Initialise process groups with backend `cpu:gloo`: torch refuses verl's "cpu:gloo,cpu:gloo".
 

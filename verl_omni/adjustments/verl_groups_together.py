@@ -23,7 +23,7 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
     @wraps(balance)
     def balance_groups(self, batch, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any):
         batch = balance(self, batch, metrics, logging_prefix=logging_prefix, **kwargs)
-        if not enabled() or not is_ours(self):
+        if not enabled() or not has_our_rows(self):
             return batch
         ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
         partitions = get_whole_group_partitions(batch.keys, batch.tags, ranks)
@@ -43,7 +43,7 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
     trainer_base.get_whole_group_partitions = get_whole_group_partitions
 
 
-def is_ours(trainer: Any) -> bool:
+def has_our_rows(trainer: Any) -> bool:
     """Whether the run trains on this package's rows."""
     from verl_omni.data.dataset import OmniRLHFDataset
 

@@ -1,6 +1,7 @@
 """verl's ``hf_processor`` returns None for a processor class that it does not list."""
 
 import sys
+from functools import cache
 from types import ModuleType
 
 from transformers import AutoConfig, AutoProcessor
@@ -8,6 +9,7 @@ from transformers import AutoConfig, AutoProcessor
 from verl_omni.models.humanomni.verl_glue import MODEL_TYPE
 
 
+@cache
 def accept_processor(tokenizer: ModuleType) -> None:
     """Let verl's `hf_processor` return HumanOmni's processor; it returns None for all but seven class names.
 

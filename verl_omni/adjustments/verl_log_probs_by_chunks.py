@@ -1,6 +1,6 @@
 """Without flash-attn, verl takes the log-probabilities of packed logits token by token."""
 
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 
 import torch
@@ -8,6 +8,7 @@ import torch
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
 
+@cache
 def take_log_probs_of_many_tokens(torch_functional: ModuleType) -> None:
     """Take the log-probabilities of packed logits by chunks of tokens, on a CPU and on a GPU alike.
 

@@ -1,10 +1,13 @@
 """The rewards' parts among verl's training metrics; imports nothing of verl, in whose imports it is loaded."""
 
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
+from verl_omni.adjustments.verl_groups_together import has_our_rows
 
+
+@cache
 def log_reward_parts(trainer_base: ModuleType) -> None:
     """Add ``reward/<part>/mean`` to verl's training metrics: its v1 trainer logs the parts at validation only.
 
@@ -16,6 +19,8 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
     @wraps(compute_metrics)
     def compute_metrics_with_parts(self, batch, metrics: dict, *args: Any, **kwargs: Any) -> None:
         compute_metrics(self, batch, metrics, *args, **kwargs)
+        if not (has_our_rewards(self.config.reward) or has_our_rows(self)):
+            return
         fields = (
             trainer_base.tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
@@ -27,6 +32,12 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
         metrics.update(means_of_parts([rollout.get("reward_extra_info", {}) for rollout in rollouts]))
 
     trainer_base.PPOTrainer._compute_metrics = compute_metrics_with_parts
+
+
+def has_our_rewards(reward: Any) -> bool:
+    """Whether ``config.reward`` names this package's manager or a function of its."""
+    function = reward.custom_reward_function.path or ""
+    return reward.reward_manager.name == "accuracy_format" or function.startswith("pkg://verl_omni")
 
 
 def means_of_parts(extra_infos: list[dict[str, Any]]) -> dict[str, float]:

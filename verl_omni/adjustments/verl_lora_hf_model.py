@@ -1,13 +1,16 @@
 """The exported model of a LoRA run: its adapters merged, so that transformers and vLLM load it like any other."""
 
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 
 import torch
 
+from verl_omni.models.humanomni.verl_glue import MODEL_TYPE
 
+
+@cache
 def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
-    """Merge LoRA adapters into what a checkpoint's `hf_model` holds.
+    """Merge HumanOmni's LoRA adapters into what a checkpoint's `hf_model` holds.
 
     verl writes PEFT's parameter names there (`base_model.model….q_proj.base_layer.weight`), which belong to no model
     class. verl's sharded checkpoint, from which a run resumes, keeps the adapters as they are.
@@ -21,7 +24,8 @@ def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
 
     @wraps(full_state_dict)
     def get_fsdp_full_state_dict(model: torch.nn.Module, **options: bool) -> dict[str, torch.Tensor]:
-        if not hasattr(getattr(model, "_fsdp_wrapped_module", model), "peft_config"):
+        unwrapped = getattr(model, "_fsdp_wrapped_module", model)
+        if not hasattr(unwrapped, "peft_config") or unwrapped.config.model_type != MODEL_TYPE:
             return full_state_dict(model, **options)
         with merged_lora_context(model, backup_adapters=True):
             weights = normalize_peft_param_name(full_state_dict(model, **options))

@@ -1,8 +1,10 @@
 """vLLM frees linear weights after repacking them for a CPU, and ``load_weights`` then has no target."""
 
+from functools import cache
 from types import ModuleType
 
 
+@cache
 def keep_linear_weights(vllm_rollout_utils: ModuleType) -> None:
     """Keep a linear layer's weight after vLLM has repacked it, so that the next weight update has a target.
 

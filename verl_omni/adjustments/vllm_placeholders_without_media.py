@@ -1,12 +1,14 @@
 """vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip."""
 
 from collections.abc import Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
 
 
+@cache
 def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
 
