@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.media.write import write_clip
 
 GOLDEN = Path(__file__).parent / "golden"
 HUMANOMNI = GOLDEN / "humanomni"
@@ -41,6 +43,19 @@ def sound(case: str) -> np.ndarray:
         return read_audio(CASES[case])
     except MediaError:
         return SILENCE
+
+
+def soundless_clips(folder: Path) -> list[Path]:
+    """A clip without an audio track, one whose track is empty, one whose track is shorter than a window."""
+    frames = [np.full((64, 64, 3), 20 * index, np.uint8) for index in range(10)]
+    with av.open(str(folder / "empty.mkv"), "w") as clip:
+        video, _ = clip.add_stream("libx264", rate=10), clip.add_stream("aac", rate=44100, layout="mono")
+        video.width = video.height = 64
+        for frame in frames:
+            clip.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        clip.mux(video.encode(None))
+    instant = write_clip(folder / "instant.mp4", frames, np.zeros(100, np.float32), fps=10, sampling_rate=44100)
+    return [GOLDEN / "clips" / "noaudio.mp4", folder / "empty.mkv", instant]
 
 
 class Golden:

@@ -5,25 +5,32 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import soundless_clips
 from omegaconf import OmegaConf
 from taught_model import Taught
-from transformers import AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, RepetitionPenaltyLogitsProcessor
 
 from verl_omni.__main__ import main
 from verl_omni.cli.evaluate import fold_warnings
+from verl_omni.data.check import SILENCE, settle_sounds
+from verl_omni.data.dataset import OmniRLHFDataset
 from verl_omni.data.files import read_rows
+from verl_omni.data.row import conversation
 from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan, request_of, start_engine
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
+from verl_omni.labels import options
 from verl_omni.models.humanomni.tiny import build_tiny
-from verl_omni.prompts import QUESTION, instruction
+from verl_omni.prompts import QUESTION, asked, instruction
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
+MAX_TOKENS = 16
 
 
 def rows_file(folder: Path, rows: list[dict]) -> Path:
@@ -84,27 +91,49 @@ def test_evaluation_takes_no_rows_that_training_would_refuse(tmp_path: Path, tin
 
 def load_job(tmp_path: Path, tiny: Path, row: dict, no_audio: str = "error"):
     processor = AutoProcessor.from_pretrained(tiny)
-    ((loaded, answers),) = plan(load_rows([str(rows_file(tmp_path, [row]))]), "R1", ["normal"], [])
-    return load(loaded, answers, processor, no_audio)
+    rows = load_rows([str(rows_file(tmp_path, [row]))])
+    settle_sounds(rows, no_audio)
+    ((loaded, answers),) = plan(rows, "R1", ["normal"], [])
+    return load(loaded, answers, processor)
 
 
-def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path) -> None:
-    from transformers import AutoProcessor
-
-    from verl_omni.data.dataset import OmniRLHFDataset
-
-    row = rl_row(0, str(CLIPS / "landscape.mp4"))
+@pytest.mark.parametrize(
+    ("clip", "no_audio"),
+    [("landscape", "error"), *product(["noaudio", "empty", "instant"], ["video_only", "silence"])],
+)
+def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path, clip: str, no_audio: str) -> None:
+    clips = {path.stem: str(path) for path in [CLIPS / "landscape.mp4", *soundless_clips(tmp_path)]}
+    row = rl_row(0, clips[clip])
     processor = AutoProcessor.from_pretrained(tiny)
-    config = OmegaConf.create({"max_prompt_length": 4096, "filter_overlong_prompts": False, "num_frames": None})
+    data = {"max_prompt_length": 4096, "filter_overlong_prompts": False, "num_frames": None, "no_audio": no_audio}
+    config = OmegaConf.create(data)
     path = rows_file(tmp_path, [row])
     messages = OmniRLHFDataset(str(path), processor.tokenizer, config, processor)[0]["raw_prompt"]
     _, videos, audios = OmniRLHFDataset._process_multi_modal_info(messages, 8, config)
-    request = request_of(load_job(tmp_path, tiny, row), "normal", [0.5, 0.5, 0.5])
+    job = load_job(tmp_path, tiny, row, no_audio)
+    request = request_of(job, "normal", [0.5, 0.5, 0.5])
     assert request["prompt"] == processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ((frames, metadata),) = request["multi_modal_data"]["video"]
     assert metadata == videos[0][1]
     np.testing.assert_array_equal(frames, videos[0][0])
-    np.testing.assert_array_equal(request["multi_modal_data"]["audio"][0], audios[0])
+    np.testing.assert_equal(request["multi_modal_data"].get("audio"), audios)
+    # Mentions of a sound, and its muting, are judged by what the model was given.
+    assert len(job.answers[0].audios) == len(audios or [])
+
+
+def test_rows_dropped_for_want_of_sound_are_told_and_no_misses(tmp_path: Path, tiny: Path, capsys, monkeypatch) -> None:
+    rows = [rl_row(index, str(clip)) for index, clip in enumerate(soundless_clips(tmp_path))]
+    rows.insert(1, rl_row(9, str(CLIPS / "broken.mp4")))  # fails before the engine is asked anything
+    monkeypatch.setattr("verl_omni.evaluation.answering.start_engine", lambda *_: None)
+    command = ["evaluate", str(tiny), "--data", str(rows_file(tmp_path, rows)), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert len(read_answers(tmp_path / "tiny.jsonl")) == 4
+    assert main([*command, "--no-audio", "drop"]) == 0
+    assert [answer.id for answer in read_answers(tmp_path / "tiny.jsonl")] == ["demo/9"], "misses of the run before"
+    assert json.loads((tmp_path / "tiny.scores.json").read_text())[0]["rows"] == 1
+    rows_file(tmp_path, rows[:1])
+    assert main([*command, "--no-audio", "drop"]) == 2
+    assert "rows.json: no row is left of 1, whose clips have no sound" in capsys.readouterr().err
 
 
 def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -> None:
@@ -163,19 +192,6 @@ def test_rows_of_the_folds_a_model_was_trained_on_are_told(tmp_path: Path) -> No
     assert "1 rows (fold 2, train)" in warned(2, "train")[0]
 
 
-def test_a_preset_sets_what_no_flag_says(tmp_path: Path, tiny: Path, monkeypatch) -> None:
-    seen = []
-    monkeypatch.setattr("verl_omni.evaluation.answering.evaluate", lambda *given: seen.append(given) or [])
-    monkeypatch.setattr("verl_omni.evaluation.scoring.score_all", lambda *_: [])
-    data = str(rows_file(tmp_path, [rl_row(0, "a.mp4")]))
-    command = ["evaluate", str(tiny), "--data", data, "--out", str(tmp_path), "--preset", "r1omni-release"]
-    with suppress(IndexError):  # there are no scores to print
-        main([*command, "--max-tokens", "9", "--no-options"])
-    ((*_, settings, _, question, options),) = seen
-    assert (settings.max_tokens, settings.repetition_penalty, settings.aspect_ratio) == (9, 1.1, "squash")
-    assert (question, options) == ("release", False)
-
-
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:
     assert main(["evaluate", str(tmp_path), "--data", "rows.json"]) == 2
     assert "no config.json in it" in capsys.readouterr().err
@@ -224,6 +240,50 @@ def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_pa
     assert "Initializing a V1 LLM engine" not in third.stderr
     assert second.stderr.count("set_num_threads") < len(rows), "vLLM warns at each request"
     assert second.stdout == third.stdout  # the scores and nothing else
+
+
+def answer_as_the_original(model: Path, clip: str, sound: str, question: str, aspect: str, penalty: float) -> str:
+    """What transformers generates, greedily, from frames of ``aspect`` with ``penalty`` on new tokens alone."""
+    processor, network = AutoProcessor.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    turns = [{"role": "user", "content": f"<video><audio>{question}"}]
+    inputs = processor.apply_chat_template(
+        conversation(turns, [clip], [sound]), tokenize=True, return_dict=True, add_generation_prompt=True,
+        return_tensors="pt", aspect_ratio=aspect,
+    )  # fmt: skip
+    length = inputs["input_ids"].shape[1]
+    penalize = RepetitionPenaltyLogitsProcessor(penalty)
+    for _ in range(MAX_TOKENS):
+        with torch.no_grad():
+            logits = network(**inputs).logits[:, -1]
+        chosen = penalize(inputs["input_ids"][:, length:], logits).argmax(-1, keepdim=True)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], chosen], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    text = processor.tokenizer.decode(inputs["input_ids"][0, length:], skip_special_tokens=True)
+    return text.rstrip("\ufffd")  # the start of a character, which vLLM leaves out
+
+
+@pytest.mark.slow
+def test_the_preset_answers_as_the_authors_evaluation(converted: Path, tmp_path: Path) -> None:
+    """Squashed frames, their question with its options, their penalty, silence where there is none; a flag wins."""
+    clips = [str(CLIPS / f"{name}.mp4") for name in ("landscape", "portrait", "noaudio")]
+    rows = [rl_row(index, clip, data_source="mafw", label="anxious") for index, clip in enumerate(clips)]
+    command = [sys.executable, "-m", "verl_omni", "evaluate", str(converted), "--out", str(tmp_path), "--name", "R1"]
+    command += ["--data", str(rows_file(tmp_path, rows)), "--preset", "r1omni-release"]
+    # The tiny model has fewer positions than an answer of 2,048 tokens needs.
+    subprocess.run([*command, "--max-tokens", str(MAX_TOKENS), "--max-model-len", "512"], check=True)
+    answers = sorted(read_answers(tmp_path / "R1.jsonl"), key=lambda answer: answer.id)
+    question = asked("release", options("mafw", {"anxious"}))
+    assert [answer.question for answer in answers] == [question] * 3
+    sounds = [*clips[:2], str(SILENCE)]
+    assert [answer.audios for answer in answers] == [[sound] for sound in sounds]
+
+    def originals(aspect: str, penalty: float) -> list[str]:
+        pairs = zip(clips, sounds, strict=True)
+        return [answer_as_the_original(converted, *pair, question, aspect, penalty) for pair in pairs]
+
+    given = [answer.completion.rstrip("\ufffd") for answer in answers]
+    assert given == originals("squash", 1.1)
+    assert given != originals("squash", 1.0) and given != originals("pad", 1.1)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SILENCE, soundless_clips
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from verl.trainer.ppo.utils import create_rl_dataset
@@ -188,7 +189,38 @@ def test_clips_without_sound_can_be_video_only(folder, processor, caplog):
     assert [item["type"] for item in dataset[1]["raw_prompt"][0]["content"]] == ["video", "text"]
     assert media_of(dataset, 1)[2] is None
     assert len(media_of(dataset, 0)[2]) == 1
-    assert "1 rows have no audio track" in caplog.text
+    assert "1 rows have no sound" in caplog.text
+
+
+@pytest.mark.parametrize("media_check", ["full", "exists"])
+def test_clips_without_sound_can_hear_silence_in_both_trainers(folder, processor, media_check):
+    clips = [str(clip) for clip in soundless_clips(folder)]
+    rows = [row(BOTH, videos=[clip], audios=[clip]) for clip in clips]
+    options = {"no_audio": "silence", "media_check": media_check}
+    prompts = grpo_dataset(write(folder, rows), processor, **options)
+    answers = sft_dataset(write(folder, sft_rows(rows)), processor, **options)
+    assert len(prompts) == len(answers) == 3
+    for index, clip in enumerate(clips):
+        _, ((frames, _),), (wave,) = media_of(prompts, index)
+        np.testing.assert_array_equal(frames, read_video(clip))
+        np.testing.assert_array_equal(wave, SILENCE)  # what the original hears
+        expected = processor(text=["<audio>"], audio=[SILENCE])["input_features"]
+        torch.testing.assert_close(answers[index]["multi_modal_inputs"]["input_features"], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("media_check", ["full", "exists"])
+def test_clips_without_sound_can_be_dropped_from_both_trainers(folder, processor, media_check, caplog):
+    rows = [row(BOTH, videos=[str(clip)], audios=[str(clip)]) for clip in soundless_clips(folder)]
+    rows.insert(1, MIXED[0])
+    options = {"no_audio": "drop", "media_check": media_check}
+    for made, dataset_of in ((rows, grpo_dataset), (sft_rows(rows), sft_dataset)):
+        assert len(dataset_of(write(folder, made), processor, **options)) == 1
+        assert "3 rows have no sound and are dropped" in caplog.text
+        caplog.clear()
+    _, _, (wave,) = media_of(grpo_dataset(write(folder, rows), processor, **options), 0)
+    np.testing.assert_array_equal(wave, read_audio(CLIPS / "landscape.mp4"))
+    with pytest.raises(RowsError, match=r"rows\.json: no row is left of 1"):
+        grpo_dataset(write(folder, rows[:1]), processor, **options)
 
 
 def test_one_modality_can_be_kept_alone(folder, processor):

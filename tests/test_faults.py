@@ -211,6 +211,22 @@ def test_an_mp4_whose_sound_track_is_empty_is_no_audio(tmp_path):
         read_audio(tmp_path / "clip.mp4")
 
 
+def test_a_track_that_announces_more_than_decodes_is_damage_under_every_policy(tmp_path):
+    whole = write_sound(tmp_path / "whole.mp4", 16000, "mono")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as clip:
+        track = source.streams.audio[0]
+        copy = clip.add_stream_from_template(track)
+        packets = [packet for packet in source.demux(track) if packet.size][:8]
+        packets[-1].duration += int(2 / track.time_base)  # of the two seconds that follow, nothing
+        for packet in packets:
+            packet.stream = copy
+            clip.mux(packet)
+    for read in (read_audio, check_audio):
+        with pytest.raises(MediaError, match=r"s of sound announced, \d\.\d s found") as error:
+            read(tmp_path / "cut.mp4")
+        assert not isinstance(error.value, NoAudioError)
+
+
 def test_a_codec_that_decord_lacks_is_named(tmp_path):
     with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
         stream = clip.add_stream("libsvtav1", rate=25)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from verl_omni.data.files import read_rows
 from verl_omni.data.row import MEDIA_KEYS, ConversationRow, PromptRow, RowSchema, conversation, problems_of
-from verl_omni.media import MediaError, NoAudioError, sound_track_seconds
-from verl_omni.media.check import check_audio, check_exists, check_video
+from verl_omni.media import MediaError, NoAudioError
+from verl_omni.media.check import check_audio, check_exists, check_sound_starts, check_video
 from verl_omni.media.child import Children
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     Args:
         rows: changed in place by ``no_audio``, for clips without sound.
         media_check: ``full`` decodes what training will read; ``exists`` only looks for files that are not empty, with
-            an audio track where one is wanted.
+            the start of a sound where one is wanted.
         no_audio: what becomes of a row whose clip has no sound: an ``error``, ``video_only`` (it loses its
             ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
 
@@ -156,13 +156,24 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
 
 
 def settle_silent(rows: list[Row], silent: set[tuple], no_audio: str) -> None:
-    """Make of the rows with a sound in ``silent`` what the policy says, in place."""
+    """Make of the rows with a sound in ``silent`` what the policy says, in place; ``RowsError`` if none is left."""
     mute = [row for row in rows if _sources(row) & silent]
     if mute and no_audio != "error":
         fate = {"video_only": "become video only", "silence": "hear silence", "drop": "are dropped"}[no_audio]
-        logger.warning("%d rows have no audio track and %s, the first is %s", len(mute), fate, mute[0])
+        logger.warning("%d rows have no sound and %s, the first is %s", len(mute), fate, mute[0])
     settled = [row.soundless(no_audio) if _sources(row) & silent else row for row in rows]
     rows[:] = [row for row in settled if row is not None]
+    if mute and not rows:
+        raise RowsError(
+            f"{mute[0].file}: no row is left of {len(mute)}, whose clips have no sound; keep them: video_only"
+        )
+
+
+def settle_sounds(rows: list[Row], no_audio: str) -> None:
+    """As ``check_media`` does of clips without sound; a file that does not decode is left to whoever reads it."""
+    if no_audio != "error":
+        audios = (source for row in rows for source in row.data.get("audios") or [])
+        settle_silent(rows, silent_sources(audios), no_audio)
 
 
 def silent_sources(files: Iterable[str]) -> set[tuple]:
@@ -177,7 +188,7 @@ PROCESSES = 16  # at most; each takes 0.1 GB
 def _media_errors(sources: list[tuple], media_check: str, num_frames: int) -> dict[tuple, MediaError]:
     checks = {
         "full": {"videos": partial(check_video, num_frames=num_frames), "audios": check_audio},
-        "exists": {"videos": check_exists, "audios": sound_track_seconds},
+        "exists": {"videos": check_exists, "audios": check_sound_starts},
     }[media_check]
 
     def read(source: tuple) -> MediaError | None:

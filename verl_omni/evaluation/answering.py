@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 import verl_omni.models  # noqa: F401  (registers the processor)
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
-from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows
+from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
 from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
 from verl_omni.evaluation.results import (
@@ -27,7 +27,7 @@ from verl_omni.evaluation.results import (
     model_fingerprint,
 )
 from verl_omni.labels import options
-from verl_omni.media import MediaError, NoAudioError
+from verl_omni.media import MediaError
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.prompts import asked
@@ -46,7 +46,7 @@ class Settings:
         max_tokens: Length limit of an answer.
         repetition_penalty: On new tokens alone; 1.1 is what the original's `generate` took from its checkpoint.
         aspect_ratio: `pad` or `squash` frames; None for the model's own way.
-        no_audio: What a clip without an audio track is, as in training: one of `NO_AUDIO_POLICIES`.
+        no_audio: What a row of a clip without sound becomes, as in training: one of `NO_AUDIO_POLICIES`.
         max_model_len: Prompt and answer together, in tokens.
         dtype: vLLM's.
         modalities: Which of a row's media the model gets, as `data.modalities` in training.
@@ -100,7 +100,7 @@ def evaluate(
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        RowsError: Rows that are not as `verl_omni.data.row` says.
+        RowsError: Rows that are not as `verl_omni.data.row` says; none left without those of clips without sound.
         ResultsError: Rows without an id of their own, or a results file in use.
     """
     processor = AutoProcessor.from_pretrained(model)
@@ -108,8 +108,12 @@ def evaluate(
     keep_modalities(rows, settings.modalities)
     if question or with_options:
         ask(rows, question or "think", with_options)
+    # What was answered of a row that is dropped now, or of a sound that it no longer has, gives way too.
+    keys = {(name, id_of(row), variant): "" for row in rows for variant in variants}
+    settle_sounds(rows, settings.no_audio)
     planned = plan(rows, name, variants, [model_fingerprint(model), asdict(settings)])
-    keys = {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
+    keys |= {(a.model, a.id, a.variant): a.key for _, answers in planned for a in answers}
+    total = sum(len(answers) for _, answers in planned)
     with ResultsFile(out, keys) as results:
         if results.superseded:
             print(f"{out}: {results.superseded} answers were made with other settings; moved to {out}.superseded")
@@ -118,14 +122,13 @@ def evaluate(
         remaining = sum(len(answers) for _, answers in todo)
         if remaining:
             llm = start_engine(model, settings, engine or {})
-            jobs = prefetch(lambda item: load(*item, processor, settings.no_audio), todo)
-            progress = tqdm(total=len(keys), initial=len(keys) - remaining, desc=f"evaluate {name}", unit="answer")
+            jobs = prefetch(lambda item: load(*item, processor), todo)
+            progress = tqdm(total=total, initial=total - remaining, desc=f"evaluate {name}", unit="answer")
             with progress:
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
-        # What is not there was dropped for want of sound.
-        return [results.answers[a.key] for _, answers in planned for a in answers if a.key in results.answers]
+        return [results.answers[a.key] for _, answers in planned for a in answers]
 
 
 def ask(rows: list[Row], question: str, with_options: bool) -> None:
@@ -139,13 +142,16 @@ def ask(rows: list[Row], question: str, with_options: bool) -> None:
         row.data["prompt"] = [*before, last | {"content": "".join(TAGS.findall(last["content"])) + text}]
 
 
+def id_of(row: Row) -> str:
+    return str((row.data.get("extra_info") or {}).get("id") or f"{row.data['data_source']}/{row.number}")
+
+
 def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: list) -> list[tuple[Row, list[Answer]]]:
     """Each row with the answers wanted for it, still empty, under their keys (`common_to_all` is part of each)."""
     planned, seen = [], {}
     prints: dict[str, str] = {}
     for row in tqdm(rows, desc="identify media", unit="row"):
-        data = row.data
-        row_id = str((data.get("extra_info") or {}).get("id") or f"{data['data_source']}/{row.number}")
+        data, row_id = row.data, id_of(row)
         if row_id in seen:
             raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
         seen[row_id] = row
@@ -176,20 +182,11 @@ def file_print(source: str | list[str], known: dict[str, str]) -> str:
     return fingerprint([known[path] for path in paths])
 
 
-def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, no_audio: str) -> Job:
+def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor) -> Job:
     """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
     try:
         frames = [processor.load({"video": source}, "video") for source in row.data.get("videos") or []]
-        try:
-            waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
-        except NoAudioError:
-            settled = row.soundless(no_audio)
-            if settled is row:
-                raise
-            if settled is None:
-                return Job([])
-            row = settled
-            waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
+        waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
     except MediaError as error:
         return Job(answers, error=str(error))
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)

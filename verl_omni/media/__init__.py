@@ -3,7 +3,7 @@
 A file that cannot be read raises ``MediaError``; nothing here stands in black frames or silence for data.
 """
 
-from verl_omni.media.audio import read_audio, sound_track_seconds
+from verl_omni.media.audio import read_audio
 from verl_omni.media.errors import EmptyAudioError, MediaError, NoAudioError, existing
 from verl_omni.media.video import frame_indices, read_video
 
@@ -15,5 +15,4 @@ __all__ = [
     "frame_indices",
     "read_audio",
     "read_video",
-    "sound_track_seconds",
 ]

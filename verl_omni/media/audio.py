@@ -46,37 +46,27 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
             wave = resample_poly(wave, sampling_rate // divisor, rate // divisor).astype(np.float32)
     else:
         with open_container(path) as container:
-            announced = track_seconds(container, path)
+            announced = announced_seconds(sound_track(container, path))
             frames, rate = decode_mono(container)
         seconds = sum(map(len, frames)) / rate
         wave = resample(frames, rate, sampling_rate) if frames else np.zeros(0, np.float32)
     if seconds < SHORTEST_SECONDS:
-        raise EmptyAudioError(f"{path}: its audio track has {seconds * 1000:.0f} ms of sound; give its rows no audio")
+        raise no_sound(path, seconds)
     check_length(announced, seconds, "sound")
     if not np.isfinite(wave).all():
         raise MediaError(f"{path}: the sound decodes to NaN or infinity; {REPLACE}")
     return wave
 
 
-@media_boundary("no media file that can be opened")
-def sound_track_seconds(source: str | os.PathLike) -> float:
-    """Return the sound track's length as the container announces it, 0 where it doesn't; nothing is decoded.
-
-    Raises:
-        NoAudioError: the container has no audio track.
-        MediaError: the file is missing, empty, cut short, or no media file.
-    """
-    path = existing(source)
-    check_whole(path)
-    with open_container(path) as container:
-        return track_seconds(container, path)
-
-
-def track_seconds(container: InputContainer, path: Path) -> float:
-    """What ``sound_track_seconds`` returns and raises, for an open container."""
+def sound_track(container: InputContainer, path: Path) -> AudioStream:
+    """The audio track that is heard; raises ``NoAudioError`` if there is none."""
     if not container.streams.audio:
         raise NoAudioError(f"{path}: no audio track; give its rows no audio, or supply the sound as a file")
-    return announced_seconds(container.streams.best("audio"))
+    return container.streams.best("audio")
+
+
+def no_sound(path: Path, seconds: float) -> EmptyAudioError:
+    return EmptyAudioError(f"{path}: its audio track has {seconds * 1000:.0f} ms of sound; give its rows no audio")
 
 
 def announced_seconds(stream: AudioStream) -> float:

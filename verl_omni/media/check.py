@@ -11,8 +11,15 @@ from pathlib import Path
 import av.logging
 from PIL import Image
 
-from verl_omni.media.audio import announced_seconds, check_length, read_audio
-from verl_omni.media.container import DamagedError, open_container
+from verl_omni.media.audio import (
+    SHORTEST_SECONDS,
+    announced_seconds,
+    check_length,
+    no_sound,
+    read_audio,
+    sound_track,
+)
+from verl_omni.media.container import DamagedError, check_whole, open_container
 from verl_omni.media.errors import existing, media_boundary
 from verl_omni.media.video import VideoSource, read_video
 
@@ -23,6 +30,20 @@ def check_exists(source: VideoSource) -> None:
     """Raise ``MediaError`` unless ``source`` is a file with something in it, a folder, or a list of such files."""
     for part in [source] if isinstance(source, str | os.PathLike) else source:
         existing(part)
+
+
+@media_boundary("no sound that can be opened")
+def check_sound_starts(source: str | os.PathLike) -> None:
+    """Raise what ``read_audio`` raises of a missing or cut file and of one without sound; only the start is decoded."""
+    path = existing(source)
+    check_whole(path)
+    seconds = 0.0
+    with open_container(path) as container:
+        for frame in container.decode(sound_track(container, path)):
+            seconds += frame.samples / frame.sample_rate
+            if seconds >= SHORTEST_SECONDS:
+                return
+    raise no_sound(path, seconds)
 
 
 @media_boundary("the sound does not decode")
