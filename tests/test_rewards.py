@@ -31,13 +31,14 @@ def test_rewards_equal_the_original(row):
 @pytest.mark.parametrize(
     "unit", ["<answer>", "</answer>", "<think>", "</think> ", "<answer>\n", "\n", "a ", "not happy but sad. "]
 )
-def test_a_megabyte_of_anything_is_scored_in_50_ms(unit):
+def test_a_megabyte_of_anything_is_scored_in_linear_time(unit):
+    """30 to 50 ms on an idle core; a quadratic pattern takes minutes."""
     text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     wrapped = f"<think>{text[: len(text) // 2]}</think><answer>{text[len(text) // 2 :]}</answer>"
     for completion in (text, f"<think>{text}</answer>", wrapped):
         for name in TERMS:
-            assert fastest(TERMS[name], completion, "happy") < 0.05, name
-        assert fastest(lambda text: consistency(extract_explanation(text), "happy"), completion) < 0.05
+            assert fastest(TERMS[name], completion, "happy") < 0.25, name
+        assert fastest(lambda text: consistency(extract_explanation(text), "happy"), completion) < 0.25
 
 
 def fastest(function, *args):
