@@ -289,3 +289,15 @@ def test_every_emotion_of_the_lexicon_supports_itself():
     for emotion, words in EMOTIONS.items():
         for word in words.split():
             assert explanation_reward(completion(f"One sees {word}."), emotion) == 1.0
+
+
+def test_a_verifier_reads_an_explanation_once_for_the_reward_and_its_metrics():
+    asked = []
+
+    def verifier(texts):
+        asked.append(texts)
+        return [["happy"] for _ in texts]
+
+    terms = {"explanation": {"weight": 1.0, "verifier": verifier}}
+    scores = compute_score("demo", "<think>She laughs.</think><answer>happy</answer>", "happy", **terms)
+    assert asked == [["She laughs."]] and scores["explanation"] == scores["fcr"] == 1.0

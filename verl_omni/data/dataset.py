@@ -25,7 +25,7 @@ from verl.utils.py_functional import convert_nested_value_to_list_recursive
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 
 from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
-from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, conversation
+from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, content_items, conversation
 from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import read_audio_once, read_video_once
 from verl_omni.models.humanomni.processing import question_of
@@ -121,11 +121,6 @@ class OmniRLHFDataset(RLHFDataset):
         videos = [(read_video_once(i["video"], config.num_frames), metadata) for i in items if i["type"] == "video"]
         audios = [read_audio_once(item["audio"]) for item in items if item["type"] == "audio"]
         return None, videos or None, audios or None
-
-
-def content_items(messages: list[dict]) -> list[dict]:
-    """Return the items of all messages."""
-    return [item for message in messages for item in message["content"]]
 
 
 class OmniSFTDataset(MultiTurnSFTDataset):

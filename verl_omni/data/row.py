@@ -144,6 +144,11 @@ def conversation(turns: list[dict], videos: Sequence | None, audios: Sequence | 
     return [turn | {"content": [item(part) for part in TAGS.split(turn["content"]) if part]} for turn in turns]
 
 
+def content_items(messages: list[dict]) -> list[dict]:
+    """Return the items of all messages."""
+    return [item for message in messages for item in message["content"]]
+
+
 def rl_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
     """A row for GRPO and for evaluation: the prompt and the label (verl's ``RLHFDataset`` keys).
 

@@ -88,7 +88,7 @@ def compute_score(
     for name, (weight, arguments) in read_terms(terms).items():
         if name == "faithfulness" and "senses" in (extra_info or {}):
             arguments = {"senses": extra_info["senses"], **arguments}
-        if name == "explanation" and reward_router_address:
+        if name == "explanation" and reward_router_address and "verifier" in arguments:
             from verl_omni.rewards.model_verifier import served
 
             arguments["verifier"] = served(arguments["verifier"], reward_router_address)

@@ -7,6 +7,7 @@ Python; ``verl_omni.rewards.model_verifier`` asks a sequence classifier, as ERV 
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 from verl_omni.rewards.answer import extract_answer, extract_explanation
 from verl_omni.rewards.lexicon import READ, emotion_of, emotions_in
@@ -39,6 +40,12 @@ def _verifier(verifier: Verifier | str) -> Verifier:
     return load(verifier)
 
 
+@lru_cache(maxsize=8)  # the reward and its metrics ask for one completion in turn, and a verifier may be a model
+def expressed(completion: str, verifier: Verifier | str) -> list[list[str]]:
+    """The emotions of each sentence of a completion's explanation."""
+    return _verifier(verifier)(sentences(extract_explanation(completion)))
+
+
 def explanation_reward(completion: str, label: str, verifier: Verifier | str = by_rules) -> float:
     """Return the share of the explanation's sentences that support the label (ERV's explanation reward), 0 to 1.
 
@@ -54,7 +61,7 @@ def explanation_reward(completion: str, label: str, verifier: Verifier | str = b
     0.5
     """
     wanted = emotion_of(extract_answer(label))
-    found = _verifier(verifier)(sentences(extract_explanation(completion)))
+    found = expressed(completion, verifier)
     counted = found if wanted == NEUTRAL else [emotions for emotions in found if emotions != [NEUTRAL]]
     return sum(wanted in emotions for emotions in counted) / len(counted) if counted else 0.0
 
@@ -68,7 +75,7 @@ def explained_emotion(completion: str, verifier: Verifier | str = by_rules) -> s
     >>> explained_emotion("<think>He seems sad at first, but he is furious.</think><answer>sad</answer>")
     'angry'
     """
-    found = _verifier(verifier)(sentences(extract_explanation(completion)))
+    found = expressed(completion, verifier)
     votes = Counter(emotion for emotions in reversed(found) for emotion in reversed(emotions))
     return max(votes, key=lambda emotion: (emotion != NEUTRAL, votes[emotion]), default="")
 

@@ -16,7 +16,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import NaiveRewardManager, register
 
 from verl_omni import rewards
-from verl_omni.data.dataset import content_items
+from verl_omni.data.row import content_items
 from verl_omni.rewards import extract_answer, read_terms
 
 SENSE_OF_MEDIA = {"video": "sight", "audio": "sound"}
