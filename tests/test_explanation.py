@@ -133,6 +133,8 @@ def test_eea_epc_and_fcr_by_hand():
     explained = ["happy", "angry", "sad", "", "contemptuous"]
     assert eea(labels, explained) == 40.0  # rows 1 and 5
     assert epc(answers, explained) == 60.0  # rows 1, 2 and 5
+    assert epc(["", "happy"], ["", "happy"]) == 50.0  # no explanation agrees with no answer
+    assert coherence("<answer></answer>", "happy")["epc"] == 0.0
     assert fcr(labels, answers, explained) == 40.0
 
 

@@ -39,9 +39,10 @@ def eea(labels: Sequence[str], explained: Sequence[str]) -> float:
 
     Args:
         labels: the true emotions, in any spelling.
-        explained: the emotion of each explanation (``verl_omni.rewards.explanation.explained_emotion``), or empty.
+        explained: the emotion of each explanation (``verl_omni.rewards.explanation.explained_emotion``), or empty,
+            which is nobody's emotion, not an empty answer's either.
     """
-    return war([emotion_of(label) for label in labels], explained)
+    return war([emotion_of(label) for label in labels], [emotion or "(no explanation)" for emotion in explained])
 
 
 def epc(predictions: Sequence[str], explained: Sequence[str]) -> float:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     except StageError as error:
         print(f"error: {error}\n(the same command goes on where this stopped)", file=sys.stderr)
         return 1
-    Console().print(summary(demo))
+    Console(width=None if sys.stdout.isatty() else 110).print(summary(demo))  # rich gives a pipe 80 columns
     print(f"rewards: {draw_rewards(demo.out)}\nreport:  {demo.out / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 0

@@ -89,6 +89,6 @@ def coherence(completion: str, label: str, verifier: Verifier | str = by_rules) 
     label, answer = emotion_of(extract_answer(label)), emotion_of(extract_answer(completion))
     return {
         "eea": float(explained == label),
-        "epc": float(explained == answer),
+        "epc": float(explained == answer != ""),
         "fcr": float(explained == label == answer),
     }

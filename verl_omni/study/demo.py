@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from verl_omni.checkpoints import latest
@@ -135,11 +136,11 @@ def scores_of(demo: Demo) -> Iterator[tuple[str, dict[str, dict]]]:
 
 
 def summary(demo: Demo) -> Table:
-    """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; explanations; cost of GRPO."""
-    table = Table(title="held-out clips, in %; contradicting explanations; tokens an answer and seconds a step of GRPO")
-    columns = ("model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "contradicting")
-    for column in (*columns, "tokens", "s a step"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; explanations; variants' cost."""
+    table = Table(title="held-out clips, in %; explanations that name another emotion than the answer", box=SIMPLE_HEAD)
+    columns = ["model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "other emotion"]
+    for column in columns + ["tokens", "s a step"] * bool(demo.variants):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
     for name, by_variant in scores_of(demo):
         normal = by_variant["normal"]
         table.add_row(
@@ -148,7 +149,7 @@ def summary(demo: Demo) -> Table:
             *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
             f"{normal['epc']:.1f}",
             f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}",
-            *_cost(metrics_of(demo.out, name)),
+            *(_cost(metrics_of(demo.out, name)) if demo.variants else []),
         )
     return table
 
