@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -332,3 +333,36 @@ def test_kernels_of_another_instruction_set_have_a_cache_of_their_own(capability
     done = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
     folder = Path(done.stdout.split()[-1]).name
     assert folder.startswith("torchinductor_") and folder.endswith("_avx2") == bool(suffix)
+
+
+PARENT = """
+import multiprocessing, time
+
+def engine():
+    from multiprocessing.shared_memory import SharedMemory
+    from verl_omni import plugin
+    plugin.register_vllm()
+    print(SharedMemory(create=True, size=1).name, flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=engine, name="EngineCore").start()
+    time.sleep(600)
+"""
+
+
+def test_vllms_engine_ends_when_its_server_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    name = next(line for line in parent.stdout if line.startswith("psm_"))  # vLLM logs to it, too
+    shared_memory = Path("/dev/shm", name.strip())
+    assert shared_memory.is_file()
+    children = psutil.Process(parent.pid).children(recursive=True)  # the engine, and Python's resource tracker
+    assert children
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
+    assert not shared_memory.exists()

@@ -7,7 +7,10 @@ all. So nothing of verl or vLLM is imported here: each row of the table waits un
 
 import importlib
 import importlib.metadata
+import multiprocessing
+import os
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -219,10 +222,22 @@ def register() -> None:
         warnings.warn(problem, stacklevel=2)
 
 
+def end_with_parent() -> None:
+    """Let one of vLLM's own processes end as soon as the one that started it is gone, by SIGKILL too.
+
+    vLLM's engine waits for requests for ever, holding memory and files in /dev/shm; Python's resource tracker removes
+    these once all that share it have ended.
+    """
+    parent = multiprocessing.parent_process()
+    if parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def register_vllm() -> None:
     """Register HumanOmni with vLLM, and with transformers' Auto classes, in a vLLM process."""
     if problem:  # `register` has warned; other models are served
         return
+    end_with_parent()
     from vllm import ModelRegistry
 
     import verl_omni.models  # noqa: F401  (registers configuration and processor)
