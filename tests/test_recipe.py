@@ -12,6 +12,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.torch_dtypes import PrecisionType
 
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
@@ -447,7 +448,11 @@ def test_a_model_may_be_in_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "HF_HUB_CACHE", str(tmp_path / "hub"))
     config = OmegaConf.create(
-        {"model": {"path": "some/model"}, "data": {"train_files": "hdfs://rows", "val_files": None}}
+        {
+            "model": {"path": "some/model"},
+            "data": {"train_files": "hdfs://rows", "val_files": None},
+            "trainer": {"default_local_dir": "run"},
+        }
     )
     with pytest.raises(SystemExit, match=r"model\.path: some/model\nremedy; or name others"):
         recipe.CheckPaths("remedy").on_job_start(config)
@@ -456,6 +461,25 @@ def test_a_model_may_be_in_the_hubs_cache(tmp_path, monkeypatch):
     config.data.train_files = ["rows.parquet"]
     with pytest.raises(SystemExit, match=r"data\.train_files: rows\.parquet\nremedy; or name others"):
         recipe.CheckPaths("remedy").on_job_start(config)
+
+
+def test_a_run_killed_while_it_noted_a_checkpoint_goes_on_from_it(tmp_path):
+    """verl's GRPO trainer empties the file with the checkpoint's number before it writes the number."""
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    tracker.touch()
+    with pytest.raises(SystemExit, match="is empty, and no checkpoint lies beside it"):
+        recipe.CheckPaths("remedy").on_job_start(config)
+    for step in (9, 10, 11):
+        (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
+    for step in (9, 10):  # the data loader's state comes last
+        (tmp_path / f"global_step_{step}" / "data.pt").touch()
+    with pytest.warns(UserWarning, match="is empty, as a kill leaves it; going on from global_step_10"):
+        recipe.CheckPaths("remedy").on_job_start(config)
+    assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_10")
+    tracker.write_text("9")
+    recipe.CheckPaths("remedy").on_job_start(config)
+    assert tracker.read_text() == "9", "what is on record stays"
 
 
 @pytest.mark.parametrize(

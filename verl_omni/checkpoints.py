@@ -1,5 +1,6 @@
 """Where a training run left its model."""
 
+import warnings
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -23,6 +24,31 @@ def latest(run: str | Path) -> Path:
     step = tracker.parent / f"global_step_{tracker.read_text().strip()}"
     of_grpo = step / "actor" / "huggingface"
     return of_grpo if of_grpo.is_dir() else step / "huggingface"
+
+
+def restore_tracker(run: str | Path) -> None:
+    """Note the newest checkpoint of a verl run again where a kill has left the file for it empty.
+
+    verl's GRPO trainer empties the file before it writes to it, the last thing that it does for a checkpoint: the
+    newest one with the data loader's state is whole.
+
+    Args:
+        run: What a recipe calls ``trainer.default_local_dir``.
+
+    Raises:
+        SystemExit: No checkpoint is there to note.
+    """
+    tracker = Path(run).expanduser() / TRACKER
+    if not tracker.is_file() or tracker.read_text().strip():
+        return
+    folders = (state.parent.name for state in tracker.parent.glob("global_step_*/data*.pt"))
+    whole = [int(name.removeprefix("global_step_")) for name in folders]
+    if not whole:
+        raise SystemExit(f"{tracker} is empty, and no checkpoint lies beside it; remove it to train from the start")
+    warnings.warn(f"{tracker} is empty, as a kill leaves it; going on from global_step_{max(whole)}", stacklevel=2)
+    written = tracker.with_suffix(".restored")
+    written.write_text(str(max(whole)))
+    written.replace(tracker)
 
 
 def model_directory(path: Path) -> Path:

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from verl_omni.checkpoints import restore_tracker
+
 GROUP = "recipe"
 
 
@@ -98,6 +100,8 @@ INPUTS = ("model.path", "actor_rollout_ref.model.path", "data.train_files", "dat
 class CheckPaths(Callback):
     """Hydra callback that ends the command before Ray starts if a model or rows file is not there.
 
+    It also restores the file in which verl looks for the last checkpoint, should a kill have left it empty.
+
     A recipe names it under `hydra.callbacks`. A model may be in the hub's cache, too; a path with a scheme (`hdfs://`)
     is verl's to fetch and not looked for.
 
@@ -109,6 +113,7 @@ class CheckPaths(Callback):
         self.remedy = remedy
 
     def on_job_start(self, config: DictConfig, **_: object) -> None:
+        restore_tracker(config.trainer.default_local_dir)
         missing = [f"{key}: {path}" for key in INPUTS for path in _paths(config, key) if not Path(path).exists()]
         if missing:  # Hydra turns any other exception of a callback into a warning
             raise SystemExit(
