@@ -75,7 +75,9 @@ class Trainer:
     def last_checkpoint(self) -> int:
         """The step on record, 0 before the first."""
         tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
-        return int(tracker.read_text()) if tracker.is_file() else 0
+        if not tracker.is_file():
+            return 0
+        return int(tracker.read_text() or self.newest_folder())  # GRPO's trainer empties it before it writes to it
 
     def newest_folder(self) -> int:
         return max((int(path.name.rsplit("_", 1)[1]) for path in self.checkpoints.glob("global_step_*")), default=0)
@@ -238,6 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/kill"), help="folder; goes on with what is in it")
     parser.add_argument("--kills", type=int, default=20, help="all in all, three quarters of them of GRPO (default 20)")
+    parser.add_argument("--at-once", type=int, default=20, help="attempts in this call; the next goes on after them")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out.resolve()
@@ -250,10 +253,10 @@ def main() -> int:
         victim = "group" if name == "SFT" else list(VICTIMS)[number % len(VICTIMS)]
         plan.append((made[name], chance.choice(MOMENTS), victim, random.Random(chance.random())))
     with records.open("a") as file:
-        for trainer, *rest in track(plan[done:], "kills"):
+        for trainer, *rest in track(plan[done : done + args.at_once], "kills"):
             file.write(json.dumps(asdict(attempt(trainer, *rest))) + "\n")
             file.flush()
-        if done <= args.kills:
+        if args.kills - args.at_once <= done <= args.kills:
             file.writelines(json.dumps(asdict(finish(trainer))) + "\n" for trainer in made.values())
     return show([Attempt(**json.loads(line)) for line in records.read_text().splitlines()])
 
