@@ -143,7 +143,7 @@ def title(process: psutil.Process) -> str:
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def attempt(trainer: Trainer, moment: str, victim: str, chance: random.Random) -> Attempt:

@@ -342,7 +342,8 @@ def engine():
     from multiprocessing.shared_memory import SharedMemory
     from verl_omni import plugin
     plugin.register_vllm()
-    print(SharedMemory(create=True, size=1).name, flush=True)
+    queue = SharedMemory(create=True, size=1)
+    print(queue.name, flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
@@ -358,7 +359,10 @@ def test_vllms_engine_ends_when_its_server_is_killed(tmp_path):
     shared_memory = Path("/dev/shm", name.strip())
     assert shared_memory.is_file()
     children = psutil.Process(parent.pid).children(recursive=True)  # the engine, and Python's resource tracker
-    assert children
+    assert len(children) == 2
+    for process in children:
+        if "resource_tracker" in " ".join(process.cmdline()):
+            process.kill()  # as Ray does
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)

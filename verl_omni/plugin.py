@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
@@ -223,14 +224,22 @@ def register() -> None:
 
 
 def end_with_parent() -> None:
-    """Let one of vLLM's own processes end as soon as the one that started it is gone, by SIGKILL too.
+    """Let one of vLLM's own processes end, with its shared memory, when the one that started it was killed.
 
-    vLLM's engine waits for requests for ever, holding memory and files in /dev/shm; Python's resource tracker removes
-    these once all that share it have ended.
+    vLLM's engine would wait for requests for ever. An actor of Ray that ends kills its children, Python's resource
+    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm.
     """
     parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if "/dev/shm/psm_" in line:
+                Path(line.split(maxsplit=5)[5]).unlink(missing_ok=True)
+        os._exit(1)
+
     if parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def register_vllm() -> None:
