@@ -140,9 +140,11 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
+    while not condition() and process.poll() is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the moment to kill did not come within {seconds} s")
         time.sleep(0.02)
 
 
