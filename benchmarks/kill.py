@@ -144,6 +144,8 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds
     deadline = time.monotonic() + seconds
     while not condition() and process.poll() is None:
         if time.monotonic() > deadline:
+            for left in list(session_of(process.pid)):
+                left.kill()
             raise TimeoutError(f"the moment to kill did not come within {seconds} s")
         time.sleep(0.02)
 
