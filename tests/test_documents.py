@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from verl.utils.tracking import Tracking
+
 from verl_omni import recipe
 
 ROOT = Path(__file__).parent.parent
@@ -35,3 +37,12 @@ def test_each_command_names_a_subcommand_a_recipe_and_a_make_target_that_exist(p
 def test_each_page_is_listed_in_the_index():
     listed = set(re.findall(r"\]\((\S+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
     assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+
+def test_each_logger_named_is_one_that_verl_supports():
+    named = re.findall(r"trainer\.logger=\[([\w,]+)\]", (ROOT / "docs" / "gpu.md").read_text())
+    assert {"wandb", "swanlab", "trackio", "tensorboard", "mlflow"} <= {
+        name for row in named for name in row.split(",")
+    }
+    for row in named:
+        assert set(row.split(",")) <= set(Tracking.supported_backend) and row.startswith("console,file,"), row
