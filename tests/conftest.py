@@ -58,6 +58,21 @@ def soundless_clips(folder: Path) -> list[Path]:
     return [GOLDEN / "clips" / "noaudio.mp4", folder / "empty.mkv", instant]
 
 
+def cut_sound(source: Path, path: Path) -> Path:
+    """Copy a clip with its sound's first eight packets only, the last of which claims two seconds more."""
+    with av.open(str(source)) as clip, av.open(str(path), "w") as copy:
+        picture, sound = (
+            copy.add_stream_from_template(track) for track in (clip.streams.video[0], clip.streams.audio[0])
+        )
+        packets = [packet for packet in clip.demux(clip.streams.audio[0]) if packet.size][:8]
+        packets[-1].duration += int(2 / packets[-1].time_base)
+        clip.seek(0)
+        for packet in packets + [packet for packet in clip.demux(clip.streams.video[0]) if packet.size]:
+            packet.stream = picture if packet.stream.type == "video" else sound
+            copy.mux(packet)
+    return path
+
+
 class Golden:
     """What the original recorded for one clip and one of its paths (``train``, ``infer``, ``infer_video``)."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import soundless_clips
+from conftest import cut_sound, soundless_clips
 from omegaconf import OmegaConf
 from taught_model import Taught
 from transformers import AutoModelForCausalLM, AutoProcessor, RepetitionPenaltyLogitsProcessor
@@ -122,18 +122,19 @@ def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path, cl
 
 
 def test_rows_dropped_for_want_of_sound_are_told_and_no_misses(tmp_path: Path, tiny: Path, capsys, monkeypatch) -> None:
-    rows = [rl_row(index, str(clip)) for index, clip in enumerate(soundless_clips(tmp_path))]
-    rows.insert(1, rl_row(9, str(CLIPS / "broken.mp4")))  # fails before the engine is asked anything
+    clips = [*soundless_clips(tmp_path), cut_sound(CLIPS / "landscape.mp4", tmp_path / "cut.mp4")]
+    rows = [rl_row(index, str(clip)) for index, clip in enumerate(clips)]
+    rows.insert(1, rl_row(9, str(tmp_path / "gone.mp4")))  # fails before the engine is asked anything
     monkeypatch.setattr("verl_omni.evaluation.answering.start_engine", lambda *_: None)
     command = ["evaluate", str(tiny), "--data", str(rows_file(tmp_path, rows)), "--out", str(tmp_path)]
     assert main(command) == 0
-    assert len(read_answers(tmp_path / "tiny.jsonl")) == 4
+    assert len(read_answers(tmp_path / "tiny.jsonl")) == 5
     assert main([*command, "--no-audio", "drop"]) == 0
     assert [answer.id for answer in read_answers(tmp_path / "tiny.jsonl")] == ["demo/9"], "misses of the run before"
     assert json.loads((tmp_path / "tiny.scores.json").read_text())[0]["rows"] == 1
     rows_file(tmp_path, rows[:1])
     assert main([*command, "--no-audio", "drop"]) == 2
-    assert "rows.json: no row is left of 1, whose clips have no sound" in capsys.readouterr().err
+    assert "rows.json: no row is left of 1, whose clips have no whole sound" in capsys.readouterr().err
 
 
 def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -> None:

@@ -189,7 +189,7 @@ def test_clips_without_sound_can_be_video_only(folder, processor, caplog):
     assert [item["type"] for item in dataset[1]["raw_prompt"][0]["content"]] == ["video", "text"]
     assert media_of(dataset, 1)[2] is None
     assert len(media_of(dataset, 0)[2]) == 1
-    assert "1 rows have no sound" in caplog.text
+    assert "1 rows have no whole sound" in caplog.text
 
 
 @pytest.mark.parametrize("media_check", ["full", "exists"])
@@ -215,7 +215,7 @@ def test_clips_without_sound_can_be_dropped_from_both_trainers(folder, processor
     options = {"no_audio": "drop", "media_check": media_check}
     for made, dataset_of in ((rows, grpo_dataset), (sft_rows(rows), sft_dataset)):
         assert len(dataset_of(write(folder, made), processor, **options)) == 1
-        assert "3 rows have no sound and are dropped" in caplog.text
+        assert "3 rows have no whole sound and are dropped" in caplog.text
         caplog.clear()
     _, _, (wave,) = media_of(grpo_dataset(write(folder, rows), processor, **options), 0)
     np.testing.assert_array_equal(wave, read_audio(CLIPS / "landscape.mp4"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import GOLDEN, cut_sound
 
 from verl_omni.__main__ import main
 from verl_omni.corpora import crema_d, emer, mafw, meld, original, ravdess
@@ -246,10 +247,15 @@ def test_an_option_of_another_corpus_is_refused(tmp_path: Path, capsys) -> None:
     ("policy", "expected"),
     [("video_only", ("<video>", None)), ("silence", ("<video><audio>", ["silence.flac"])), ("drop", None)],
 )
-def test_rows_of_clips_without_sound_run_and_are_listed(tmp_path: Path, policy: str, expected: tuple | None) -> None:
+@pytest.mark.parametrize("sound", ["missing", "cut"])
+def test_rows_of_clips_without_sound_run_and_are_listed(
+    tmp_path: Path, sound: str, policy: str, expected: tuple | None
+) -> None:
     put_clip(tmp_path / "a.mp4")
-    silent = Path(__file__).parent / "golden" / "clips" / "noaudio.mp4"
-    (tmp_path / "b.mp4").write_bytes(silent.read_bytes())
+    if sound == "cut":
+        cut_sound(GOLDEN / "clips" / "landscape.mp4", tmp_path / "b.mp4")
+    else:
+        (tmp_path / "b.mp4").write_bytes((GOLDEN / "clips" / "noaudio.mp4").read_bytes())
     put_text(tmp_path / "mine.csv", "path,label,split\na.mp4,sad,train\nb.mp4,sad,train\n")
     command = ("csv", "--root", tmp_path, "--annotations", tmp_path / "mine.csv", "--out", tmp_path / "rows")
     assert prepare(*command, "--no-audio", policy) == 0

@@ -33,7 +33,7 @@ EPILOG = """writes to --out:
   train.parquet, test.parquet  prompts and labels, for GRPO and evaluation
   train_sft.parquet            the same clips with answers: explanations (emer, original, --explanations) or bare labels
   missing.txt                  annotated clips that are not on disk
-  silent.txt                   clips whose sound track is missing or empty, see --no-audio
+  silent.txt                   clips whose sound track is missing, empty or damaged, see --no-audio
 layouts: see the docstrings of verl_omni.corpora"""
 
 
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-audio",
         choices=NO_AUDIO_POLICIES[1:],
         default="video_only",
-        help="rows of clips without sound: without it (default), with ten seconds of silence as the original, or none",
+        help="rows of clips without a whole sound: without it (default), with silence as the original, or none",
     )
     parser.add_argument(
         "--partial", action="store_true", help="accept missing clips and counts other than the published ones"
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     silent = silent_sources(str(clip.media.resolve()) for split in listing.splits() for clip in listing.present(split))
     (args.out / "silent.txt").write_text("".join(sorted(f"{file}\n" for _, file in silent)), encoding="utf-8")
     if silent:
-        print(f"{len(silent)} clips have no sound, their rows: {args.no_audio}; listed in {args.out / 'silent.txt'}")
+        print(f"{len(silent)} clips have no whole sound, rows: {args.no_audio}; listed in {args.out / 'silent.txt'}")
     for path, rows in write_splits(listing, args.out, args.vocabulary, silent, args.no_audio).items():
         print(f"{path}: {rows} rows")
     if args.original_json:

@@ -137,7 +137,7 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
         rows: changed in place by ``no_audio``, for clips without sound.
         media_check: ``full`` decodes what training will read; ``exists`` only looks for files that are not empty, with
             the start of a sound where one is wanted.
-        no_audio: what becomes of a row whose clip has no sound: an ``error``, ``video_only`` (it loses its
+        no_audio: what becomes of a row whose clip has no whole sound: an ``error``, ``video_only`` (it loses its
             ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
 
     Raises:
@@ -151,7 +151,7 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
     settle_silent(rows, silent, no_audio)
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
-    hint = "; clips without sound can be used with data.no_audio=video_only" if silent else ""
+    hint = "; clips without a whole sound can be used with data.no_audio=video_only" if silent else ""
     _raise_if(unusable, len(rows), f"repair the {len(errors)} files, or leave these rows out{hint}")
 
 
@@ -160,12 +160,12 @@ def settle_silent(rows: list[Row], silent: set[tuple], no_audio: str) -> None:
     mute = [row for row in rows if _sources(row) & silent]
     if mute and no_audio != "error":
         fate = {"video_only": "become video only", "silence": "hear silence", "drop": "are dropped"}[no_audio]
-        logger.warning("%d rows have no sound and %s, the first is %s", len(mute), fate, mute[0])
+        logger.warning("%d rows have no whole sound and %s, the first is %s", len(mute), fate, mute[0])
     settled = [row.soundless(no_audio) if _sources(row) & silent else row for row in rows]
     rows[:] = [row for row in settled if row is not None]
     if mute and not rows:
         raise RowsError(
-            f"{mute[0].file}: no row is left of {len(mute)}, whose clips have no sound; keep them: video_only"
+            f"{mute[0].file}: no row is left of {len(mute)}, whose clips have no whole sound; keep them: video_only"
         )
 
 
@@ -177,7 +177,7 @@ def settle_sounds(rows: list[Row], no_audio: str) -> None:
 
 
 def silent_sources(files: Iterable[str]) -> set[tuple]:
-    """The sources, as ``settle_silent`` takes them, of those clips that have no sound; each is decoded."""
+    """The sources, as ``settle_silent`` takes them, of those clips that have no whole sound; each is decoded."""
     errors = _media_errors(sorted({("audios", file) for file in files}), "full", 0)
     return {source for source, error in errors.items() if isinstance(error, NoAudioError)}
 

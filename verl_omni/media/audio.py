@@ -12,7 +12,15 @@ from av.container import InputContainer
 from scipy.signal import resample_poly
 
 from verl_omni.media.container import DamagedError, check_whole, open_container
-from verl_omni.media.errors import REPLACE, EmptyAudioError, MediaError, NoAudioError, existing, media_boundary
+from verl_omni.media.errors import (
+    REPLACE,
+    DamagedAudioError,
+    EmptyAudioError,
+    MediaError,
+    NoAudioError,
+    existing,
+    media_boundary,
+)
 
 # Headers round; what a cut file lacks is more than this share and this long.
 MISSING_SHARE, MISSING_SECONDS = 0.1, 0.5
@@ -22,7 +30,7 @@ GUESSED_LENGTH = {"aac", "ac3", "avi", "mp3", "mpeg", "mpegts"}
 SOUND_FILES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}  # read by libsndfile
 
 
-@media_boundary("the sound does not decode")
+@media_boundary("the sound does not decode", DamagedAudioError)
 def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
     """Return the sound of ``source``, mixed to mono, as float32 ``[samples]`` at ``sampling_rate`` Hz.
 
@@ -31,8 +39,9 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
     is not normalised (mono stays within -1..1, loud stereo reaches 1.4, loud 5.1 more), see ``resample``.
 
     Raises:
-        NoAudioError: a file without an audio track; ``EmptyAudioError``, which is one, for a track with nothing in it.
-        MediaError: the file is missing, empty, cut short, or does not decode.
+        NoAudioError: a file without an audio track. ``EmptyAudioError``, which is one, for a track with nothing in it,
+            and ``DamagedAudioError``, another, for one that is cut short or damaged.
+        MediaError: the file is missing, empty, or nothing that decodes.
     """
     path = existing(source)
     check_whole(path)

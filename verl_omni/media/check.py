@@ -20,7 +20,7 @@ from verl_omni.media.audio import (
     sound_track,
 )
 from verl_omni.media.container import DamagedError, check_whole, open_container
-from verl_omni.media.errors import existing, media_boundary
+from verl_omni.media.errors import DamagedAudioError, existing, media_boundary
 from verl_omni.media.video import VideoSource, read_video
 
 MISSING_SHARE = 0.1  # of the frames announced; headers round
@@ -32,7 +32,7 @@ def check_exists(source: VideoSource) -> None:
         existing(part)
 
 
-@media_boundary("no sound that can be opened")
+@media_boundary("no sound that can be opened", DamagedAudioError)
 def check_sound_starts(source: str | os.PathLike) -> None:
     """Raise what ``read_audio`` raises of a missing or cut file and of one without sound; only the start is decoded."""
     path = existing(source)
@@ -46,9 +46,9 @@ def check_sound_starts(source: str | os.PathLike) -> None:
     raise no_sound(path, seconds)
 
 
-@media_boundary("the sound does not decode")
+@media_boundary("the sound does not decode", DamagedAudioError)
 def check_audio(source: str | os.PathLike) -> None:
-    """Raise what ``read_audio`` raises, which decodes all of a track, and ``MediaError`` where FFmpeg skips bytes."""
+    """Raise what ``read_audio`` raises, which decodes a whole track; skipped bytes are damage, too."""
     with demuxer_errors_raised(source):
         read_audio(source)
 

@@ -8,6 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import av
+
+from verl_omni.media.container import DamagedError
+
 REPLACE = "replace the file or remove the rows that name it"
 
 
@@ -16,11 +20,15 @@ class MediaError(ValueError):
 
 
 class NoAudioError(MediaError):
-    """Sound was expected, but the file has no audio track. What ``no_audio`` policies are about."""
+    """Sound was expected, but the file has no whole audio track. What ``no_audio`` policies are about."""
 
 
 class EmptyAudioError(NoAudioError):
     """There is an audio track, but less sound in it than one window of Whisper's spectrum takes (25 ms)."""
+
+
+class DamagedAudioError(NoAudioError):
+    """The audio track breaks off, or is damaged within: less decodes than there should be."""
 
 
 def existing(path: str | PathLike) -> Path:
@@ -41,10 +49,11 @@ def existing(path: str | PathLike) -> Path:
     return path
 
 
-def media_boundary(problem: str) -> Callable[[Callable], Callable]:
+def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Callable[[Callable], Callable]:
     """Decorate a function of a source: whatever decoders and the system raise in it becomes ``MediaError``.
 
-    Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed.
+    Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed. A
+    ``DamagedError``, or data that FFmpeg calls invalid, becomes ``damaged``.
     """
 
     def decorate(read: Callable) -> Callable:
@@ -55,7 +64,8 @@ def media_boundary(problem: str) -> Callable[[Callable], Callable]:
             except MediaError:
                 raise
             except Exception as error:
-                raise MediaError(f"{named(source)}: {problem} ({reason(error)}); {REPLACE}") from error
+                kind = damaged if isinstance(error, DamagedError | av.error.InvalidDataError) else MediaError
+                raise kind(f"{named(source)}: {problem} ({reason(error)}); {REPLACE}") from error
 
         return reading
 
