@@ -32,6 +32,7 @@ SHIPPED = {
     "r1omni_open": GRPO,
     "open_sft": SFT,
 }
+ON_CPU = {"cpu_for_grpo": GRPO, "cpu_for_sft": SFT}  # on top of any recipe
 VARIANTS = ("explanation", "dapo", "dr_grpo", "gspo", "rloo", "no_think")  # on top of r1omni or r1omni_cpu
 
 # The original's GRPO settings, one per row of the paper's and the code's.
@@ -204,7 +205,7 @@ def test_a_missing_recipe_names_the_file_and_the_shipped_recipes(tmp_path, monke
         with pytest.raises(recipe.RecipeError) as error:
             composed(name)
         assert str(tmp_path / name) in str(error.value)
-        assert ", ".join(sorted((*SHIPPED, *VARIANTS))) in str(error.value)
+        assert ", ".join(sorted((*SHIPPED, *ON_CPU, *VARIANTS))) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_file_that_is_not_text_names_itself(tmp_path):
 
 
 def test_all_recipes_are_shipped():
-    assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in (*SHIPPED, *VARIANTS)}
+    assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in (*SHIPPED, *ON_CPU, *VARIANTS)}
 
 
 @pytest.mark.parametrize("base", ["r1omni", "r1omni_cpu"])
@@ -342,6 +343,16 @@ def test_r1omni_cpu_differs_in_hardware_paths_and_scale_only():
     assert {key: cpu[key] for key in method} == {key: gpu[key] for key in method}
 
 
+@pytest.mark.parametrize(("name", "hardware"), [("r1omni_open", "cpu_for_grpo"), ("open_sft", "cpu_for_sft")])
+def test_any_recipe_runs_on_a_cpu_with_nothing_else_changed(name, hardware):
+    config = ON_CPU[hardware]
+    gpu, cpu = leaves(composed(name, config=config)), leaves(composed(f"[{name},{hardware}]", config=config))
+    changed = {key for key in gpu.keys() | cpu.keys() if gpu.get(key) != cpu.get(key)}
+    of_sft = {"data.num_workers", "engine.use_torch_compile", "engine.mixed_precision.param_dtype"}
+    of_sft |= {key.removeprefix("actor_rollout_ref.") for key in HARDWARE}
+    assert cpu["trainer.device"] == "cpu" and changed <= (of_sft if config == SFT else HARDWARE)
+
+
 def dtypes_of(config: DictConfig) -> list[torch.dtype]:
     """In which verl's FSDP engines and vLLM compute; FSDP's default is bfloat16."""
     actor_rollout_ref = config.get("actor_rollout_ref")
@@ -381,10 +392,10 @@ def test_the_latest_checkpoint_is_found_for_either_trainer(tmp_path):
     assert model_directory(tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *VARIANTS])
+@pytest.mark.parametrize("name", [*SHIPPED, *ON_CPU, *VARIANTS])
 def test_every_key_of_a_recipe_is_one_that_verl_reads(name):
     """verl ignores a misspelt key without a word."""
-    known = leaves(compose(SHIPPED.get(name, GRPO)))
+    known = leaves(compose((SHIPPED | ON_CPU).get(name, GRPO)))
     written = leaves(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
     written.pop("defaults", None)  # Hydra's, as the next
     written = {key: value for key, value in written.items() if not key.startswith("hydra.callbacks.")}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import soundfile
 
 from verl_omni.media.container import DamagedError
 
 REPLACE = "replace the file or remove the rows that name it"
+DAMAGE = (DamagedError, av.error.InvalidDataError, soundfile.LibsndfileError)  # not what the system refuses
 
 
 class MediaError(ValueError):
@@ -53,7 +55,7 @@ def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Call
     """Decorate a function of a source: whatever decoders and the system raise in it becomes ``MediaError``.
 
     Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed. A
-    ``DamagedError``, or data that FFmpeg calls invalid, becomes ``damaged``.
+    damaged file becomes ``damaged``.
     """
 
     def decorate(read: Callable) -> Callable:
@@ -64,7 +66,7 @@ def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Call
             except MediaError:
                 raise
             except Exception as error:
-                kind = damaged if isinstance(error, DamagedError | av.error.InvalidDataError) else MediaError
+                kind = damaged if isinstance(error, DAMAGE) else MediaError
                 raise kind(f"{named(source)}: {problem} ({reason(error)}); {REPLACE}") from error
 
         return reading
