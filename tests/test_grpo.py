@@ -44,8 +44,6 @@ CPU_HARDWARE = (
     "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     "data.dataloader_num_workers=0",
     "trainer.device=cpu",
-    "trainer.n_gpus_per_node=1",
-    "+ray_kwargs.ray_init.num_gpus=1",
     "ray_kwargs.ray_init.num_cpus=32",
 )
 
@@ -202,8 +200,11 @@ def answer_with_vllm(exported: Path, study: Path) -> None:
     subprocess.run([*evaluate, *limits], check=True, timeout=300)
 
 
-def test_the_gpu_recipe_trains_a_step_when_only_the_hardware_is_overridden(study):
-    steps = train(study, "gpu_recipe", "r1omni", *CPU_HARDWARE, "trainer.total_training_steps=1")
+def test_the_gpu_recipe_trains_a_step_on_two_ranks_when_only_the_hardware_is_overridden(study):
+    """Sharing is on: each of the step's 16 prompts is computed by one of the ranks."""
+    two_ranks = ("trainer.n_gpus_per_node=2", "+ray_kwargs.ray_init.num_gpus=2")
+    steps = train(study, "gpu_recipe", "r1omni", *CPU_HARDWARE, *two_ranks, "trainer.total_training_steps=1")
+    assert steps[1]["global_seqlen/groups"] == steps[1]["global_seqlen/groups_computed"] == 16
     assert steps[1]["response_length/max"] <= 512
     assert {"reward/accuracy/mean", "reward/format/mean"} <= steps[1].keys()
     assert steps[1]["training/rollout_actor_probs_pearson_corr"] >= 0.99
