@@ -183,6 +183,19 @@ def test_another_question_keeps_the_media_and_lists_the_labels_if_asked(tmp_path
     assert rows[1].data["prompt"][-1]["content"] == f"<video><audio>{instruction(QUESTION + chr(10) + 'bored')}"
 
 
+@pytest.mark.parametrize("flag", [None, "--no-options"])
+def test_the_preset_lists_the_labels_unless_told_not_to(tmp_path: Path, tiny: Path, flag: str | None) -> None:
+    """In the released scripts the options stand in a comment; the clip is missing, so that no engine is needed."""
+    rows = rows_file(tmp_path, [rl_row(0, str(tmp_path / "gone.mp4"), data_source="mafw", label="anxious")])
+    command = ["evaluate", str(tiny), "--data", str(rows), "--out", str(tmp_path), "--preset", "r1omni-release"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verl_omni.evaluation.answering.start_engine", lambda *_: None)
+        assert main([*command, *([flag] if flag else [])]) == 0
+    (answer,) = read_answers(tmp_path / "tiny.jsonl")
+    assert answer.question == asked("release", "" if flag else options("mafw", {"anxious"}))
+    assert ("contemptuous" in answer.question) == (flag is None)
+
+
 def test_rows_of_the_folds_a_model_was_trained_on_are_told(tmp_path: Path) -> None:
     def warned(fold: int, split: str) -> list[str]:
         row = rl_row(0, "a.mp4", data_source="dfew", extra_info={"id": "1", "fold": fold, "split": split})

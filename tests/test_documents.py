@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from verl.utils.tracking import Tracking
 
 from verl_omni import recipe
