@@ -16,7 +16,7 @@ import soundfile
 from conftest import cut_sound
 from PIL import Image
 
-from benchmarks.faults import CONTAINERS, DAMAGES, campaign, write_clip
+from benchmarks.faults import CONTAINERS, DAMAGES, campaign, claim_a_billion_frames, write_clip
 from verl_omni.__main__ import main
 from verl_omni.data.check import check_media, load_rows
 from verl_omni.media import DamagedAudioError, EmptyAudioError, MediaError, NoAudioError, read_audio, read_video
@@ -41,11 +41,8 @@ def clips(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def killer(clips, tmp_path_factory) -> Path:
-    """An mp4 whose index claims a billion frames: decord asks for the memory, and aborts."""
-    data = clips["mp4"].read_bytes()
-    count = data.index(b"stts") + 12
     path = tmp_path_factory.mktemp("killer") / "killer.mp4"
-    path.write_bytes(data[:count] + b"\x40" + data[count + 1 :])
+    path.write_bytes(claim_a_billion_frames(clips["mp4"].read_bytes()))
     return path
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from taught_model import OTHER_QUESTION, Taught
 
+from benchmarks.faults import claim_a_billion_frames
 from verl_omni.__main__ import main
 from verl_omni.cli.infer import senses_of
 from verl_omni.data.files import read_rows
@@ -54,6 +55,13 @@ def test_errors_name_the_file_and_the_remedy(tiny: Path, tmp_path: Path, capsys)
     assert "broken.mp4: not a media file" in capsys.readouterr().err
     assert main(["infer", str(CLIPS / "landscape.mp4"), "--model", str(tmp_path)]) == 2
     assert "no config.json in it; give a model directory with --model" in capsys.readouterr().err
+
+
+def test_a_clip_that_makes_the_decoder_abort_is_named(tiny: Path, tmp_path: Path, capsys) -> None:
+    killer = tmp_path / "killer.mp4"
+    killer.write_bytes(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes()))
+    assert main(["infer", str(killer), "--model", str(tiny)]) == 2
+    assert "killer.mp4: the decoder crashes (SIGABRT" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -121,6 +121,13 @@ DAMAGES: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "noise appended": lambda data, rng: data + rng.bytes(int(rng.integers(1, 5000))),
 }
 
+
+def claim_a_billion_frames(mp4: bytes) -> bytes:
+    """The clip with an index that claims a billion frames: decord asks for the memory, and aborts."""
+    count = mp4.index(b"stts") + 12
+    return mp4[:count] + b"\x40" + mp4[count + 1 :]
+
+
 OUTCOMES = ("named", "same", "silent", "crash", "hang", "foreign")
 
 

@@ -2,13 +2,16 @@
 
 import argparse
 import sys
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import av
 from av.stream import Disposition
 
 from verl_omni.checkpoints import model_directory
-from verl_omni.media import MediaError
+from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.media.child import Children
 from verl_omni.media.container import open_container
 from verl_omni.prompts import QUESTION, instruction
 
@@ -95,7 +98,10 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
     from verl_omni.platforms.cpu import default_dtype
 
     processor = AutoProcessor.from_pretrained(model)
-    items = [{"type": sense, "path": str(clip)} for sense in senses]
+    # In a child, since damaged clips make decoders abort.
+    with closing(Children()) as children:
+        read = {"video": partial(read_video, num_frames=processor.num_frames), "audio": read_audio}
+        items = [{"type": sense, sense: children.call(read[sense], str(clip))} for sense in senses]
     messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(question)}]}]
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
