@@ -21,7 +21,8 @@ def commands(script: Path, folder: Path, **environment: str) -> list[list[str]]:
         (folder / program).write_text('#!/bin/bash\nprintf "%s\\t" "$@"\necho\n')
         (folder / program).chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "RAVDESS": "r", "CREMA_D": "c"} | environment
-    done = subprocess.run(["bash", script, "trainer.total_epochs=7"], env=environment, capture_output=True, text=True, check=True)
+    command = ["bash", script, "trainer.total_epochs=7"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [line.rstrip("\t").split("\t") for line in done.stdout.splitlines()]
 
 
