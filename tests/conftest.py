@@ -1,6 +1,7 @@
 """Shared by the tests of HumanOmni: the original's recorded numbers, and its checkpoint converted."""
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from verl_omni.media import MediaError, read_audio, read_video
 from verl_omni.media.write import write_clip
 
+os.environ.setdefault("VERL_OMNI_MEDIA_CACHE", "0")  # tests that are not about it decode, and leave nothing at home
 GOLDEN = Path(__file__).parent / "golden"
 HUMANOMNI = GOLDEN / "humanomni"
 TOWERS = {

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoProcessor, WhisperFeatureExtractor
 
 import verl_omni.models  # noqa: F401
 from verl_omni.media import read_video
-from verl_omni.models.humanomni.processing import AUDIO_TOKEN, GRPO_PREFIX, VIDEO_TOKEN, resize
+from verl_omni.media.resize import resize
+from verl_omni.models.humanomni.processing import AUDIO_TOKEN, GRPO_PREFIX, VIDEO_TOKEN
 
 PIXELS = json.loads((HUMANOMNI / "pixel_sha256.json").read_text())
 

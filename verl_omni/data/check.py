@@ -2,9 +2,10 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from verl_omni.data.row import MEDIA_KEYS, ConversationRow, PromptRow, RowSchema
 from verl_omni.media import MediaError, NoAudioError
 from verl_omni.media.check import check_audio, check_exists, check_sound_starts, check_video
 from verl_omni.media.child import Children
+from verl_omni.media.resize import HUMANOMNI, FrameFormat
+from verl_omni.media.store import fingerprint, store, stored
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +133,14 @@ def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
             rows[:] = [row.without(key) for row in rows]
 
 
-def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full", no_audio: str = "error") -> None:
-    """Check every media file once, in parallel and with a progress bar.
+def check_media(
+    rows: list[Row],
+    num_frames: int = 8,
+    media_check: str = "full",
+    no_audio: str = "error",
+    frame_format: FrameFormat | None = None,
+) -> None:
+    """Check every media file once, in parallel and with a progress bar; files in the media cache have been checked.
 
     Args:
         rows: changed in place by ``no_audio``, for clips without sound.
@@ -139,6 +148,7 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
             the start of a sound where one is wanted.
         no_audio: what becomes of a row whose clip has no whole sound: an ``error``, ``video_only`` (it loses its
             ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
+        frame_format: in which frames are kept; default: HumanOmni's.
 
     Raises:
         RowsError: unusable files, by file and row.
@@ -147,7 +157,8 @@ def check_media(rows: list[Row], num_frames: int = 8, media_check: str = "full",
     _check_option("no_audio", no_audio, NO_AUDIO_POLICIES)
     # A clip is in many rows, and names the same file for sight and sound: each is read once.
     sources = {(key, _hashable(source)) for row in rows for key, source in row.media()}
-    errors = _media_errors(sorted(sources, key=str), media_check, num_frames)
+    wanted = num_frames, frame_format or HUMANOMNI
+    errors = _media_errors(sorted(sources, key=str), media_check, *wanted)
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
     settle_silent(rows, silent, no_audio)
     unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
@@ -185,23 +196,43 @@ def silent_sources(files: Iterable[str]) -> set[tuple]:
 PROCESSES = 16  # at most; each takes 0.1 GB
 
 
-def _media_errors(sources: list[tuple], media_check: str, num_frames: int) -> dict[tuple, MediaError]:
-    checks = {
-        "full": {"videos": partial(check_video, num_frames=num_frames), "audios": check_audio},
-        "exists": {"videos": check_exists, "audios": check_sound_starts},
-    }[media_check]
+def _media_errors(
+    sources: list[tuple], media_check: str, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI
+) -> dict[tuple, MediaError]:
+    exists = {"videos": check_exists, "audios": check_sound_starts}
+    full = {"videos": partial(check_video, num_frames=num_frames, frame_format=frame_format), "audios": check_audio}
+    settings = {"videos": ("video", num_frames, frame_format), "audios": ("audio", 16000)}
+    decoded, kept = [], store()
+    # Of processes that start with one corpus, such as ranks, the first decodes it and the others find it in the store.
+    turn = kept.alone(fingerprint(sources)) if kept and media_check == "full" else nullcontext()
 
     def read(source: tuple) -> MediaError | None:
         key, file = source
+        file = file if isinstance(file, str) else list(file)
+
+        def decode() -> np.ndarray:
+            media = children.call(full[key], file)
+            decoded.append(file)
+            return media
+
         try:
-            children.call(checks[key], file if isinstance(file, str) else list(file))
+            if media_check == "exists":
+                children.call(exists[key], file)
+            else:
+                stored(file, settings[key], decode, checked=True)
         except MediaError as error:
             return error
 
     # A decoder that dies of a file takes no more than its own process with it.
-    with closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count(), PROCESSES)) as pool:
+    with turn, closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count(), PROCESSES)) as pool:
         results = list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
-    return {source: error for source, error in zip(sources, results, strict=True) if error is not None}
+    errors = {source: error for source, error in zip(sources, results, strict=True) if error is not None}
+    if media_check == "full":
+        unusable = f", {len(errors)} soundless or unusable" if errors else ""
+        where = f"from {kept.folder}" if kept else "(no media cache)"
+        found = len(sources) - len(decoded) - len(errors)
+        tqdm.write(f"media files: {len(decoded)} decoded, {found} {where}{unusable}", file=sys.stderr)
+    return errors
 
 
 def _hashable(source: str | list[str]) -> str | tuple[str, ...]:

@@ -12,6 +12,7 @@ A file that fails later, in the middle of training, raises ``MediaError`` with i
 goes on with its other prompts (``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import datasets
@@ -26,8 +27,9 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 
 from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
 from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, content_items, conversation
-from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import read_audio_once, read_video_once
+from verl_omni.media.resize import FrameFormat
+from verl_omni.media.store import read_frames, read_sound
 from verl_omni.models.humanomni.processing import question_of
 
 
@@ -37,7 +39,8 @@ def checked_rows(
     """Load and check rows as ``config`` (verl's ``data`` section) says."""
     rows = load_rows(files, schema, key, max_samples, config.get("shuffle", False), config.get("seed"))
     keep_modalities(rows, config.get("modalities", MODALITIES))
-    check_media(rows, config.num_frames, config.get("media_check", "full"), config.get("no_audio", "error"))
+    options = config.get("media_check", "full"), config.get("no_audio", "error")
+    check_media(rows, config.num_frames, *options, frame_format_of(config))
     return [row.data for row in rows]
 
 
@@ -56,8 +59,15 @@ def columns_of(rows: list[dict]) -> dict[str, list]:
     return columns
 
 
-def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
-    """Set ``num_frames`` to the model's: verl hands this very config on to the agent loop, which has no processor.
+def frame_format_of(config: DictConfig) -> FrameFormat | None:
+    """What ``fill_in_frames`` has set; None in a config that it has not seen."""
+    if (frames := config.get("frame_format")) is None:
+        return None
+    return FrameFormat(tuple(frames.size), frames.resample, frames.colour and tuple(frames.colour))
+
+
+def fill_in_frames(config: DictConfig, processor: ProcessorMixin) -> None:
+    """Set frames to the model's: verl hands this very config on to the agent loop, which has no processor.
 
     Raises:
         ValueError: another number of frames, which vLLM would refuse in every rollout and the export would not have; no
@@ -76,6 +86,9 @@ def fill_in_num_frames(config: DictConfig, processor: ProcessorMixin) -> None:
         )
     with open_dict(config):
         config.num_frames = processor.num_frames
+        styles = [config.get(key) or {} for key in ("apply_chat_template_kwargs", "mm_processor_kwargs")]
+        aspect_ratio = next((style["aspect_ratio"] for style in styles if "aspect_ratio" in style), None)
+        config.frame_format = asdict(processor.frame_format(aspect_ratio))
 
 
 class OmniRLHFDataset(RLHFDataset):
@@ -93,7 +106,7 @@ class OmniRLHFDataset(RLHFDataset):
         processor: ProcessorMixin,
         max_samples: int = -1,
     ):
-        fill_in_num_frames(config, processor)
+        fill_in_frames(config, processor)
         super().__init__(data_files, tokenizer, config, processor, max_samples)
 
     def _read_files_and_tokenize(self) -> None:
@@ -118,7 +131,8 @@ class OmniRLHFDataset(RLHFDataset):
         """
         items = content_items(messages)
         metadata = {"instruction": question_of(messages)}
-        videos = [(read_video_once(i["video"], config.num_frames), metadata) for i in items if i["type"] == "video"]
+        wanted = config.num_frames, frame_format_of(config)
+        videos = [(read_video_once(item["video"], *wanted), metadata) for item in items if item["type"] == "video"]
         audios = [read_audio_once(item["audio"]) for item in items if item["type"] == "audio"]
         return None, videos or None, audios or None
 
@@ -143,7 +157,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         processor: ProcessorMixin,
         max_samples: int = -1,
     ):
-        fill_in_num_frames(config, processor)
+        fill_in_frames(config, processor)
         self.config = config
         processor.image_processor.patch_size = processor.patch_size  # where verl looks for it
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
@@ -164,9 +178,9 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         messages = conversation(turns, example.get("videos"), example.get("audios"))
         for item in content_items(messages):
             if item["type"] == "video":
-                item["video"] = read_video(item["video"], self.config.num_frames)
+                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format_of(self.config))
             elif item["type"] == "audio":
-                item["audio"] = read_audio(item["audio"])
+                item["audio"] = read_sound(item["audio"])
         return messages
 
     def __getitem__(self, item: int) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from verl_omni.evaluation.results import (
     Answer,
     ResultsError,
     ResultsFile,
-    fingerprint,
-    media_fingerprint,
     model_fingerprint,
 )
 from verl_omni.labels import options
 from verl_omni.media import MediaError
+from verl_omni.media.store import fingerprint, media_fingerprint, read_frames, read_sound
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.prompts import asked
@@ -122,7 +121,7 @@ def evaluate(
         remaining = sum(len(answers) for _, answers in todo)
         if remaining:
             llm = start_engine(model, settings, engine or {})
-            jobs = prefetch(lambda item: load(*item, processor), todo)
+            jobs = prefetch(lambda item: load(*item, processor, settings.aspect_ratio), todo)
             progress = tqdm(total=total, initial=total - remaining, desc=f"evaluate {name}", unit="answer")
             with progress:
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
@@ -182,11 +181,12 @@ def file_print(source: str | list[str], known: dict[str, str]) -> str:
     return fingerprint([known[path] for path in paths])
 
 
-def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor) -> Job:
+def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, aspect_ratio: str | None = None) -> Job:
     """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
+    wanted = processor.num_frames, processor.frame_format(aspect_ratio)
     try:
-        frames = [processor.load({"video": source}, "video") for source in row.data.get("videos") or []]
-        waves = [processor.load({"audio": source}, "audio") for source in row.data.get("audios") or []]
+        frames = [read_frames(source, *wanted) for source in row.data.get("videos") or []]
+        waves = [read_sound(source) for source in row.data.get("audios") or []]
     except MediaError as error:
         return Job(answers, error=str(error))
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)

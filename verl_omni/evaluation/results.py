@@ -5,7 +5,6 @@ and variant. A run that finds a key on file does not compute that answer again.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
+
+from verl_omni.media.store import fingerprint, media_fingerprint
 
 SMALL = 64 * 2**20  # bytes of a file that is read to know its state; a tokenizer is smaller, weights are larger
 
@@ -57,22 +58,6 @@ class Answer:
 
 
 ANSWER = TypeAdapter(Answer)
-
-
-def fingerprint(value: object) -> str:
-    """Hash of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-def media_fingerprint(path: str | Path) -> str:
-    """Hash of a media file's content, or of all files of a folder of frames; `missing` if there is none."""
-    path = Path(path)
-    if path.is_dir():
-        return fingerprint([[file.name, media_fingerprint(file)] for file in sorted(path.iterdir()) if file.is_file()])
-    if not path.is_file():
-        return "missing"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def model_fingerprint(folder: Path) -> str:

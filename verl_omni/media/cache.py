@@ -9,13 +9,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 
-from verl_omni.media import read_audio, read_video
+from verl_omni.media import read_video
+from verl_omni.media.resize import FrameFormat
+from verl_omni.media.store import read_frames, read_sound, state_of
 from verl_omni.media.video import VideoSource
 
 Value = TypeVar("Value")  # has .nbytes: an array or a tensor
@@ -91,14 +92,16 @@ def key_of(array: Any) -> Hashable | None:
     return key if reference is not None and reference() is array else None
 
 
-def read_video_once(source: VideoSource, num_frames: int) -> np.ndarray:
-    """``read_video``, which see, by way of the cache; read-only, since others hold the same array."""
-    return _read_once(read_video, source, num_frames)
+def read_video_once(source: VideoSource, num_frames: int, frame_format: FrameFormat | None = None) -> np.ndarray:
+    """``read_video``, or with a format ``read_frames``, by way of the cache; read-only, since others hold the array."""
+    if frame_format is None or not enabled():
+        return _once(("video", num_frames), source, lambda: read_video(source, num_frames))
+    return _once(("video", num_frames, frame_format), source, lambda: read_frames(source, num_frames, frame_format))
 
 
 def read_audio_once(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
-    """``read_audio``, which see, by way of the cache; read-only, since others hold the same array."""
-    return _read_once(read_audio, source, sampling_rate)
+    """``read_sound``, which see, by way of the cache; read-only, since others hold the same array."""
+    return _once(("audio", sampling_rate), source, lambda: read_sound(source, sampling_rate))
 
 
 def processed_once(media: Any, settings: Hashable, compute: Callable[[], Value]) -> Value:
@@ -109,29 +112,16 @@ def processed_once(media: Any, settings: Hashable, compute: Callable[[], Value])
     return PROCESSED.get((key, settings), compute)
 
 
-def _read_once(read: Callable[..., np.ndarray], source: VideoSource, setting: int) -> np.ndarray:
+def _once(settings: tuple, source: VideoSource, read: Callable[[], np.ndarray]) -> np.ndarray:
     if not enabled():
-        return read(source, setting)
-    key = (read.__name__, _state(source), setting)
+        return read()
+    key = (settings, state_of(source))
 
     def decode() -> np.ndarray:
-        array = read(source, setting)
+        array = read()
         array.setflags(write=False)
         identity = id(array)
         _keys[identity] = (weakref.ref(array, lambda _: _keys.pop(identity, None)), key)
         return array
 
     return DECODED.get(key, decode)
-
-
-def _state(source: VideoSource) -> Hashable:
-    """Which file this is and in which state: another one is there as soon as it is written to or replaced."""
-    if not isinstance(source, str | os.PathLike):
-        return tuple(_state(image) for image in source)
-    path = Path(source).absolute()
-    try:
-        stat = path.stat()
-        inside = tuple(_state(entry) for entry in sorted(path.iterdir())) if path.is_dir() else ()
-    except (OSError, ValueError):  # nothing there, no permission, too long a name, a zero byte in it
-        return str(path)  # reading it says what is wrong
-    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, inside

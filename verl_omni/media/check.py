@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av.logging
+import numpy as np
 from PIL import Image
 
 from verl_omni.media.audio import (
@@ -21,6 +22,7 @@ from verl_omni.media.audio import (
 )
 from verl_omni.media.container import DamagedError, check_whole, open_container
 from verl_omni.media.errors import DamagedAudioError, existing, media_boundary
+from verl_omni.media.resize import HUMANOMNI, FrameFormat
 from verl_omni.media.video import VideoSource, read_video
 
 MISSING_SHARE = 0.1  # of the frames announced; headers round
@@ -47,26 +49,27 @@ def check_sound_starts(source: str | os.PathLike) -> None:
 
 
 @media_boundary("the sound does not decode", DamagedAudioError)
-def check_audio(source: str | os.PathLike) -> None:
-    """Raise what ``read_audio`` raises, which decodes a whole track; skipped bytes are damage, too."""
+def check_audio(source: str | os.PathLike) -> np.ndarray:
+    """``read_audio``, which decodes a whole track; skipped bytes are damage, too."""
     with demuxer_errors_raised(source):
-        read_audio(source)
+        return read_audio(source)
 
 
 @media_boundary("the video does not decode")
-def check_video(source: VideoSource, num_frames: int = 8) -> None:
-    """Raise what ``read_video`` raises, and ``MediaError`` if a frame between the chosen ones is damaged or missing.
+def check_video(source: VideoSource, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI) -> np.ndarray:
+    """Frames as ``read_frames`` gives them; ``MediaError`` also if one between them is damaged or missing.
 
     Damage within a frame is found where its codec reports it: H.264, HEVC and MPEG-4 often do, VP8 and VP9 never.
     """
-    read_video(source, num_frames)
+    frames = frame_format.apply(read_video(source, num_frames))
     if not isinstance(source, str | os.PathLike) or Path(source).is_dir():
-        return
+        return frames
     if Path(source).suffix.lower() == ".gif":
         _decode_gif(Path(source))
     else:
         with demuxer_errors_raised(source):
             _decode_all(Path(source))
+    return frames
 
 
 @contextmanager

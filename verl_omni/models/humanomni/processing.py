@@ -13,6 +13,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import processed_once
+from verl_omni.media.resize import FrameFormat
 
 from .configuration import audio_tokens, video_tokens
 
@@ -158,6 +159,13 @@ class HumanOmniProcessor(ProcessorMixin):
         prompt = prompt.replace(GRPO_PREFIX + tag, tag)
         return prompt.replace(tag, GRPO_PREFIX + tag) if style == "grpo" else prompt
 
+    def frame_format(self, aspect_ratio: str | None = None) -> FrameFormat:
+        """What becomes of frames before they are normalised."""
+        aspect_ratio = check_option("aspect_ratio", aspect_ratio or self.aspect_ratio, ASPECT_RATIOS)
+        config = self.image_processor
+        colour = tuple(int(mean * 255) for mean in config.image_mean) if aspect_ratio == "pad" else None
+        return FrameFormat((config.size["height"], config.size["width"]), int(config.resample), colour)
+
     def process_frames(
         self, frames: np.ndarray | Sequence[Image.Image], aspect_ratio: str | None = None
     ) -> torch.Tensor:
@@ -168,10 +176,8 @@ class HumanOmniProcessor(ProcessorMixin):
 
     def _process_frames(self, frames: np.ndarray | Sequence[Image.Image], aspect_ratio: str) -> torch.Tensor:
         config = self.image_processor
-        colour = [int(mean * 255) for mean in config.image_mean] if aspect_ratio == "pad" else None
         images = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
-        size = (config.size["height"], config.size["width"])
-        resized = np.stack([resize(image, size, config.resample, colour) for image in images])  # [T, S, S, 3]
+        resized = self.frame_format(aspect_ratio).apply(images)  # [T, S, S, 3]
         # A pixel has 256 values: what the image processor makes of them is looked up, bit-equal and 5 times as fast.
         ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
         table = config([ramp], do_resize=False, input_data_format="channels_last")["pixel_values"][0][
@@ -277,29 +283,6 @@ def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     return value
-
-
-def resize(image: np.ndarray, size: tuple[int, int], resample: int, colour: Sequence[int] | None = None) -> np.ndarray:
-    """uint8 ``[H, W, 3]`` -> ``[*size, 3]`` by Pillow; with ``colour`` the image is first centred on a square of it."""
-    frame = Image.fromarray(image)
-    if colour:
-        side = max(frame.size)
-        frame = centre(frame, side, frame.height, colour)
-        if size[0] == size[1]:
-            # From square to square Pillow resizes columns, then rows, and rounds in between: rows of one colour may as
-            # well be added there. Other shapes it may resize rows first, which gives other pixels.
-            frame = frame.resize((size[1], frame.height), resample)
-        frame = centre(frame, frame.width, side, colour)
-    return np.asarray(frame.resize((size[1], size[0]), resample))
-
-
-def centre(image: Image.Image, width: int, height: int, colour: Sequence[int]) -> Image.Image:
-    """``image`` in the middle of ``width`` x ``height`` pixels."""
-    if image.size == (width, height):
-        return image
-    canvas = Image.new("RGB", (width, height), tuple(colour))
-    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-    return canvas
 
 
 def question_of(conversation: str | list[dict]) -> str:

@@ -1,0 +1,233 @@
+"""Decoded media on disk, so that a corpus is decoded once and not once per epoch, start and evaluation.
+
+An entry is a safetensors file with one tensor, ``media``: uint8 frames ``[T, H, W, 3]`` as the model wants them (1.2 MB
+for 8 of 224 px), or float32 sound ``[samples]`` at 16 kHz (64 kB a second). Its name is a hash of the source's content
+and of all that decides what comes out: settings, and the versions of decoders. In the environment:
+
+    VERL_OMNI_MEDIA_CACHE       the folder (default ~/.cache/verl_omni/media, or under XDG_CACHE_HOME); 0: no cache
+    VERL_OMNI_MEDIA_CACHE_GB    its bound, 50 by default; what was not used for longest gives way
+
+Entries appear whole, by a rename: any number of processes and machines may use one folder.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from verl_omni.media.audio import read_audio
+from verl_omni.media.resize import FrameFormat
+from verl_omni.media.video import VideoSource, read_video
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised whenever reading a file gives other frames or samples, or an entry has another layout
+DECODERS = ("av", "decord", "pillow", "scipy", "soundfile")
+TOUCH_AFTER = 3600  # seconds; when an entry was used is known to the hour, which spares shared disks
+RACY = 2 * 10**9  # nanoseconds in which a clock may not tell two states of a file apart
+
+_digests: dict[Path, tuple[Hashable, str]] = {}
+
+
+def fingerprint(value: object) -> str:
+    """Hash of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def media_fingerprint(path: str | os.PathLike) -> str:
+    """Hash of a media file's content, or of all files of a folder of frames; ``missing`` if there is none.
+
+    A file is read once a process, and again when its inode, size or times change.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        return fingerprint([[file.name, media_fingerprint(file)] for file in sorted(path.iterdir()) if file.is_file()])
+    if not path.is_file():
+        return "missing"
+    state = state_of(path)
+    known, digest = _digests.get(path, (None, ""))
+    if known != state:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        if time.time_ns() - path.stat().st_ctime_ns > RACY:
+            _digests[path] = state, digest
+    return digest
+
+
+def state_of(source: VideoSource) -> Hashable:
+    """Which file this is and in which state: another one is there as soon as it is written to or replaced."""
+    if not isinstance(source, str | os.PathLike):
+        return tuple(state_of(image) for image in source)
+    path = Path(source).absolute()
+    try:
+        stat = path.stat()
+        inside = tuple(state_of(entry) for entry in sorted(path.iterdir())) if path.is_dir() else ()
+    except (OSError, ValueError):  # nothing there, no permission, too long a name, a zero byte in it
+        return str(path)  # reading it says what is wrong
+    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, inside
+
+
+@cache
+def _versions() -> list:
+    return [FORMAT, *(version(name) for name in DECODERS)]
+
+
+class Store:
+    """Entries below ``folder``, together at most ``max_bytes`` (and 1 % more for each process that writes)."""
+
+    def __init__(self, folder: Path, max_bytes: int):
+        self.folder, self.max_bytes = folder, max_bytes
+        self.unmeasured = max_bytes  # bytes written since the folder was last measured; the first write measures it
+
+    def key(self, source: VideoSource, settings: tuple) -> str | None:
+        """What decoding ``source`` with ``settings`` is kept under; None if the source cannot be read."""
+        paths = [source] if isinstance(source, str | os.PathLike) else source
+        try:  # which decoder reads a file, its name decides too
+            media = [[media_fingerprint(path), Path(path).suffix.lower()] for path in paths]
+        except (OSError, ValueError):
+            return None  # decoding it says what is wrong
+        return fingerprint([media, repr(settings), _versions()])
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def get(
+        self, source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False
+    ) -> np.ndarray:
+        """What is kept of ``source``, else ``decode()``, which is kept then; what it raises is not.
+
+        Args:
+            checked: ``decode`` checks the whole file; an entry from before that was not checked so does not count.
+        """
+        before = state_of(source)
+        key = self.key(source, settings)
+        media = self.find(key, checked) if key else None
+        if media is None:
+            media = decode()
+            if key and state_of(source) == before:  # else it may be another content than the key's
+                self.keep(key, media, source, checked)
+        return media
+
+    def find(self, key: str, checked: bool = False) -> np.ndarray | None:
+        """The media under ``key``; None if they are not there, are damaged (logged), or not ``checked`` in full."""
+        path = self.path(key)
+        try:
+            data = path.read_bytes()
+            about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            array = safetensors.numpy.load(data)["media"]
+            if zlib.crc32(array) != int(about["crc32"]):
+                raise ValueError("another checksum")
+            if time.time() - path.stat().st_mtime > TOUCH_AFTER:
+                with suppress(OSError):  # another user's, who touches it, or a disk to read alone
+                    os.utime(path)
+        except (FileNotFoundError, NotADirectoryError):  # also where another process drops it meanwhile
+            return None
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            logger.warning("%s: a damaged entry of the media cache (%s); it is made anew", path, error)
+            return None
+        return array if not checked or about["checked"] == "full" else None
+
+    def keep(self, key: str, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
+        """Write an entry. A full disk, or a folder that cannot be written, is logged: training needs no cache."""
+        media = np.ascontiguousarray(media)
+        about = {
+            "crc32": str(zlib.crc32(media)),
+            "checked": "full" if checked else "",
+            "source": json.dumps(source, default=str),
+        }
+        path = self.path(key)
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(safetensors.numpy.save({"media": media}, about))
+            self.unmeasured += temporary.stat().st_size
+            temporary.replace(path)
+            if self.unmeasured > self.max_bytes // 100:
+                self.trim()
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            logger.warning("the media cache keeps nothing of %s: %s", source, error)
+
+    def trim(self) -> None:
+        """Drop what was not used for longest, until the bound holds."""
+        files = []
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(FileNotFoundError):  # dropped or renamed by another process
+                    stat = os.stat(os.path.join(folder, name))
+                    files.append((stat.st_mtime, stat.st_size, os.path.join(folder, name)))
+        total, self.unmeasured = sum(size for _, size, _ in files), 0
+        for _, size, name in sorted(files):
+            if total <= self.max_bytes:
+                break
+            Path(name).unlink(missing_ok=True)
+            total -= size
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Wait until no other process does ``name``: what it has left in the store need not be decoded again.
+
+        Where the folder or its file system refuses the lock, all decode: slower, and not wrong.
+        """
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / f"{name}.lock").open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                logger.warning("%s: no lock (%s); processes that check one corpus at once each decode it", name, error)
+            yield
+
+
+@cache
+def _store(folder: str, gigabytes: str) -> Store:
+    return Store(Path(folder).expanduser(), int(float(gigabytes) * 1e9))
+
+
+def store() -> Store | None:
+    """The store that the environment names; None if it is switched off, by itself or with all sharing."""
+    folder = os.environ.get("VERL_OMNI_MEDIA_CACHE") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_omni/media"
+    )
+    if folder == "0" or os.environ.get("VERL_OMNI_SHARING") == "0":
+        return None
+    return _store(folder, os.environ.get("VERL_OMNI_MEDIA_CACHE_GB") or "50")
+
+
+def read_frames(source: VideoSource, num_frames: int, frame_format: FrameFormat) -> np.ndarray:
+    """Return ``read_video``'s frames as uint8 ``[num_frames, *size, 3]``, from the store if they are there.
+
+    Raises:
+        MediaError: As ``read_video``.
+    """
+    return stored(
+        source, ("video", num_frames, frame_format), lambda: frame_format.apply(read_video(source, num_frames))
+    )
+
+
+def read_sound(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
+    """Return ``read_audio``'s float32 ``[samples]``, from the store if they are there.
+
+    Raises:
+        MediaError: As ``read_audio``.
+    """
+    return stored(source, ("audio", sampling_rate), lambda: read_audio(source, sampling_rate))
+
+
+def stored(source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False) -> np.ndarray:
+    """``Store.get``, which see, of the environment's store; without one ``decode()``."""
+    kept = store()
+    return decode() if kept is None else kept.get(source, settings, decode, checked)
