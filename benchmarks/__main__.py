@@ -13,6 +13,8 @@ from benchmarks import Figures
 # figure -> (target for plain / now, or for now alone)
 TARGETS = {
     "clip to model inputs, ms": ("ratio", 3),
+    "media of 240p, decoded and from the cache, ms": ("ratio", 10),
+    "media of 720p, decoded and from the cache, ms": ("ratio", 50),
     "decodes a prompt": ("most", 1),
     "runs over a prompt's media": ("most", 1),
     "MB through TransferQueue a rollout": ("ratio", 8),
@@ -57,6 +59,7 @@ def main() -> int:
             figures = clip.measure_clip(path, processor)
             sums = {which: sum(figure[which] for figure in figures.values()) for which in ("plain", "now")}
             keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
+            keep(f"a clip of {size} in the media cache", clip.measure_store(path, size, folder / "media"))
         for size, path in clips.items():
             keep(f"a prompt of {ROLLOUTS} rollouts, {size}", prompt.measure_prompt(path, processor))
         decodes, steps = memory.measure_decodes(clips["240p"], processor, args.decodes), memory.measure_training(model)

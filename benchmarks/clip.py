@@ -1,9 +1,11 @@
 """Time to turn one clip into model inputs on one core."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import decord
 import numpy as np
@@ -12,7 +14,9 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import verl_omni.models  # noqa: F401
-from verl_omni.media import frame_indices, read_audio, read_video
+from verl_omni.media import frame_indices, read_audio, read_video, store
+from verl_omni.media.resize import HUMANOMNI
+from verl_omni.media.store import read_frames, read_sound
 from verl_omni.media.write import write_clip
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 
@@ -87,3 +91,25 @@ def measure_clip(clip: Path, processor: HumanOmniProcessor) -> Figures:
         ),
         "sound to mel, ms": medians_ms(original_mel, lambda: processor.process_wave(wave, 16000)),
     }
+
+
+def measure_store(clip: Path, size: str, folder: Path) -> Figures:
+    """Milliseconds to decode a clip into frames of 224 px and sound, and to read them from the media cache."""
+
+    def read() -> None:
+        read_frames(clip, 8, HUMANOMNI)
+        read_sound(clip)
+
+    def from_store() -> None:
+        with patch.dict(os.environ, VERL_OMNI_MEDIA_CACHE=str(folder)):
+            read()
+
+    def first_time() -> None:
+        store._digests.clear()  # as a new process, which reads the clip's bytes once to know its content
+        from_store()
+
+    with patch.dict(os.environ, VERL_OMNI_MEDIA_CACHE="0"):
+        return {
+            f"media of {size}, decoded and from the cache, ms": medians_ms(read, from_store),
+            f"media of {size}, the same the first time in a process, ms": medians_ms(read, first_time),
+        }

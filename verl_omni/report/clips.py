@@ -8,7 +8,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.media import MediaError, read_video
+from verl_omni.media.store import read_sound
 
 FRAME_HEIGHT = 96
 SAMPLING_RATE = 16_000
@@ -45,7 +46,7 @@ def view(videos: list[str], audios: list[str], num_frames: int = 8) -> ClipView:
             problems.append(str(error))
     for path in audios[:1]:
         try:
-            samples = read_audio(path, SAMPLING_RATE)
+            samples = read_sound(path, SAMPLING_RATE)
         except (MediaError, OSError) as error:
             problems.append(str(error))
             continue
