@@ -245,10 +245,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/kill"), help="folder; goes on with what is in it")
     parser.add_argument("--kills", type=int, default=20, help="all in all, three quarters of them of GRPO (default 20)")
     parser.add_argument("--at-once", type=int, default=20, help="attempts in this call; the next goes on after them")
+    parser.add_argument("--trainers", nargs="+", choices=("GRPO", "SFT"), default=("GRPO", "SFT"), help="default: both")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out.resolve()
-    made, records = trainers(out, 3 * args.kills), out / "attempts.jsonl"  # an attempt takes two steps or so
+    made, records = trainers(out, 2 * args.kills), out / "attempts.jsonl"  # an attempt takes two steps or so
     done = len(records.read_text().splitlines()) if records.is_file() else 0
     chance = random.Random(args.seed)
     plan = []
@@ -256,12 +257,14 @@ def main() -> int:
         name = "SFT" if number % 4 == 3 else "GRPO"
         victim = "group" if name == "SFT" else list(VICTIMS)[number % len(VICTIMS)]
         plan.append((made[name], chance.choice(MOMENTS), victim, random.Random(chance.random())))
+    plan = [(trainer, *rest) for trainer, *rest in plan if trainer.name in args.trainers]
     with records.open("a") as file:
         for trainer, *rest in track(plan[done : done + args.at_once], "kills"):
             file.write(json.dumps(asdict(attempt(trainer, *rest))) + "\n")
             file.flush()
-        if args.kills - args.at_once <= done <= args.kills:
-            file.writelines(json.dumps(asdict(finish(trainer))) + "\n" for trainer in made.values())
+        if len(plan) - args.at_once <= done <= len(plan):
+            chosen = (made[name] for name in args.trainers)
+            file.writelines(json.dumps(asdict(finish(trainer))) + "\n" for trainer in chosen)
     return show([Attempt(**json.loads(line)) for line in records.read_text().splitlines()])
 
 
