@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from taught_model import Taught
 from transformers import AutoModelForCausalLM, AutoProcessor, RepetitionPenaltyLogitsProcessor
 
+from benchmarks.faults import claim_a_billion_frames
 from verl_omni.__main__ import main
 from verl_omni.cli.evaluate import fold_warnings
 from verl_omni.data.check import SILENCE, settle_sounds
@@ -164,6 +165,13 @@ def test_media_that_fail_become_the_rows_error(tmp_path: Path, tiny: Path) -> No
     video_only = load_job(tmp_path, tiny, silent, no_audio="video_only")
     assert not video_only.error and len(video_only.videos) == 1 and len(video_only.audios) == 0
     assert "<au_start>" not in video_only.prompt
+
+
+def test_a_clip_that_makes_the_decoder_abort_costs_its_row_alone(tmp_path: Path, tiny: Path) -> None:
+    killer = tmp_path / "killer.mp4"
+    killer.write_bytes(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes()))
+    assert "killer.mp4: the decoder crashes (SIGABRT" in load_job(tmp_path, tiny, rl_row(0, str(killer))).error
+    assert not load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4"))).error
 
 
 def test_another_question_keeps_the_media_and_lists_the_labels_if_asked(tmp_path: Path) -> None:

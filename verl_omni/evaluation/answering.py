@@ -26,12 +26,14 @@ from verl_omni.evaluation.results import (
 )
 from verl_omni.labels import options
 from verl_omni.media import MediaError
+from verl_omni.media.child import Children
 from verl_omni.media.store import fingerprint, media_fingerprint, read_frames, read_sound
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
+DECODERS = Children()  # a decoder that dies of a file costs that row, and not the evaluation
 
 Key = tuple[str, str, str]  # model, row id, variant
 T, R = TypeVar("T"), TypeVar("R")
@@ -185,8 +187,8 @@ def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, aspect_
     """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
     wanted = processor.num_frames, processor.frame_format(aspect_ratio)
     try:
-        frames = [read_frames(source, *wanted) for source in row.data.get("videos") or []]
-        waves = [read_sound(source) for source in row.data.get("audios") or []]
+        frames = [DECODERS.call(read_frames, source, *wanted) for source in row.data.get("videos") or []]
+        waves = [DECODERS.call(read_sound, source) for source in row.data.get("audios") or []]
     except MediaError as error:
         return Job(answers, error=str(error))
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)
