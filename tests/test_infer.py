@@ -54,7 +54,7 @@ def test_errors_name_the_file_and_the_remedy(tiny: Path, tmp_path: Path, capsys)
     assert main(["infer", str(CLIPS / "broken.mp4"), "--model", str(tiny)]) == 2
     assert "broken.mp4: not a media file" in capsys.readouterr().err
     assert main(["infer", str(CLIPS / "landscape.mp4"), "--model", str(tmp_path)]) == 2
-    assert "no config.json in it; give a model directory with --model" in capsys.readouterr().err
+    assert "no config.json in it; give a model directory" in capsys.readouterr().err
 
 
 def test_a_clip_that_makes_the_decoder_abort_is_named(tiny: Path, tmp_path: Path, capsys) -> None:

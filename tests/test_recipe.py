@@ -386,10 +386,13 @@ def test_grpo_starts_from_the_cold_starts_last_checkpoint(cold_start, grpo, tmp_
 
 def test_the_latest_checkpoint_is_found_for_either_trainer(tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
-    assert model_directory(tmp_path) == tmp_path / "global_step_7" / "huggingface"
-    (tmp_path / "global_step_7" / "actor" / "huggingface").mkdir(parents=True)
-    assert model_directory(tmp_path) == tmp_path / "global_step_7" / "actor" / "huggingface"
-    assert model_directory(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    for part in ("huggingface", "actor/huggingface"):
+        folder = tmp_path / "global_step_7" / part
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+        assert model_directory(tmp_path) == model_directory(folder) == folder
+    with pytest.raises(FileNotFoundError, match="no config"):
+        model_directory(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *ON_CPU, *VARIANTS])

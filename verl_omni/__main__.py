@@ -28,9 +28,15 @@ def main(argv: list[str] | None = None) -> int:
         if name == chosen:  # the others need only their line in the overview
             command = importlib.import_module(f"verl_omni.cli.{name}")
             command.add_arguments(subparser)
-            subparser.set_defaults(run=command.run)
+            subparser.epilog = getattr(command, "EPILOG", None)
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
+            subparser.set_defaults(run=command.run, errors=getattr(command, "ERRORS", ()))
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        return args.run(args)
+    except args.errors as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

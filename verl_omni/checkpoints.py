@@ -52,8 +52,18 @@ def restore_tracker(run: str | Path) -> None:
 
 
 def model_directory(path: Path) -> Path:
-    """Return ``path``, or the last model of the training run that it is."""
-    return latest(path) if (path / TRACKER).is_file() else path
+    """Return ``path``, or the last model of the training run that it is.
+
+    Raises:
+        FileNotFoundError: There is no model.
+    """
+    model = latest(path) if (path / TRACKER).is_file() else path
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path}: no config.json in it; give a model directory "
+            "(`python -m verl_omni convert` makes one from an original checkpoint)"
+        )
+    return model
 
 
 def register_resolver(_omegaconf: object = None) -> None:

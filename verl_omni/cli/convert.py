@@ -1,9 +1,9 @@
 """`python -m verl_omni convert CHECKPOINT`: between original R1-Omni checkpoints and self-contained directories."""
 
 import argparse
-import sys
 from pathlib import Path
 
+ERRORS = (OSError, ValueError)  # ConversionError among them
 EPILOG = """examples:
   python -m verl_omni convert HumanOmni-0.5B --vision siglip-base-patch16-224 --audio whisper-large-v3 \\
       --bert bert-base-uncased --out humanomni-0.5b
@@ -11,8 +11,6 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("checkpoint", type=Path, help="original checkpoint (with --back: a converted directory)")
     parser.add_argument("--out", type=Path, required=True, help="directory to write; must be empty or not exist")
     parser.add_argument("--vision", type=Path, help="SigLIP's directory (default: the one that config.json names)")
@@ -29,15 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import verl_omni.models  # noqa: F401  (registers HumanOmni with transformers' Auto classes)
-    from verl_omni.models.humanomni.conversion import ConversionError, convert, convert_back
+    from verl_omni.models.humanomni.conversion import convert, convert_back
 
-    try:
-        if args.back:
-            convert_back(args.checkpoint, args.out)
-        else:
-            convert(args.checkpoint, args.out, args.vision, args.audio, args.bert, args.towers)
-    except (ConversionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.back:
+        convert_back(args.checkpoint, args.out)
+    else:
+        convert(args.checkpoint, args.out, args.vision, args.audio, args.bert, args.towers)
     print(args.out)
     return 0

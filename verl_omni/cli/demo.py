@@ -5,8 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from verl_omni.cli.tables import show
 from verl_omni.study.demo import Demo, draw_rewards, run_stages, summary
 from verl_omni.study.stages import StageError
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     except StageError as error:
         print(f"error: {error}\n(the same command goes on where this stopped)", file=sys.stderr)
         return 1
-    Console(width=None if sys.stdout.isatty() else 110).print(summary(demo))  # rich gives a pipe 80 columns
+    show(summary(demo))
     print(f"rewards: {draw_rewards(demo.out)}\nreport:  {demo.out / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 0

@@ -6,40 +6,31 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import yaml
 from rich.table import Table
 
 from verl_omni.checkpoints import model_directory
+from verl_omni.cli.tables import make_table, show
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.data.files import read_rows
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
-from verl_omni.evaluation.results import ResultsError
 from verl_omni.prompts import QUESTIONS
 
-# As R1-Omni's authors evaluate: `mm_infer` squashes frames, generates up to 2,048 tokens and takes the penalty from the
-# checkpoint; their scripts have the label options ready in a comment (--no-options is how they were released).
-PRESETS = {
-    "r1omni-release": {
-        "max_tokens": 2048,
-        "repetition_penalty": 1.1,
-        "aspect_ratio": "squash",
-        "no_audio": "silence",
-        "max_model_len": 3328,
-        "question": "release",
-        "options": True,
-        "trained_folds": ["dfew=2"],
-    }
-}
+if TYPE_CHECKING:
+    from verl_omni.evaluation.scoring import Score  # scikit-learn is loaded when the scores are made
 
+PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
+)
+ERRORS = (OSError, ValueError)  # ResultsError and RowsError among them
 EPILOG = """writes to --out:
   NAME.jsonl         one line per answer; run the same command again to go on after an interruption
   NAME.scores.json   WAR, UAR, recalls, confusion, intervals, by corpus and variant"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`), or a training run's")
     parser.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)"
@@ -101,9 +92,6 @@ def run(args: argparse.Namespace) -> int:
     from verl_omni.platforms.cpu import default_dtype
 
     model = model_directory(args.model.resolve())
-    if not (model / "config.json").is_file():
-        print(f"error: {args.model}: no config.json in it; expected a model directory (see `convert`)", file=sys.stderr)
-        return 2
     name = args.name or args.model.resolve().name
     given = {name: value for name, value in vars(args).items() if value is not None}
     chosen = {"dtype": default_dtype()} | PRESETS.get(args.preset, {}) | given
@@ -114,23 +102,16 @@ def run(args: argparse.Namespace) -> int:
     }
     engine = {name: chosen[name] for name in ("tensor_parallel_size", "gpu_memory_utilization")}
     out = args.out / f"{name}.jsonl"
-    try:
-        for warning in fold_warnings(args.data, chosen.get("trained_folds", [])):
-            print(f"warning: {warning}", file=sys.stderr)
-        answers = evaluate(
-            model,
-            args.data,
-            out,
-            name,
-            [variant for variant in VARIANTS if wanted[variant]],
-            Settings(**{field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}),
-            engine,
-            chosen.get("question"),
-            chosen.get("options", False),
-        )
-    except (ResultsError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for warning in fold_warnings(args.data, chosen.get("trained_folds", [])):
+        print(f"warning: {warning}", file=sys.stderr)
+    answers = evaluate(
+        *(model, args.data, out, name),
+        [variant for variant in VARIANTS if wanted[variant]],
+        Settings(**{field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}),
+        engine,
+        chosen.get("question"),
+        chosen.get("options", False),
+    )
     scores = score_all(answers, args.normalize)
     scores_file = out.with_suffix(".scores.json")
     scores_file.write_text(json.dumps([asdict(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
@@ -141,9 +122,7 @@ def run(args: argparse.Namespace) -> int:
         for score in scores
         if score.variant != NORMAL
     }
-    console = Console(width=None if sys.stdout.isatty() else 110)  # rich gives a pipe 80 columns
-    console.print(scores_table(scores, changed))
-    console.print(explanations_table(scores))
+    show(scores_table(scores, changed), explanations_table(scores))
     for score in scores:
         for words, count in score.normalized.items():
             print(f"normalized ({score.data_source}, {score.variant}): {words}: {count} rows")
@@ -171,50 +150,46 @@ def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
             )
 
 
-def scores_table(scores: list, changed: dict[tuple[str, str], tuple[int, int]]) -> Table:
-    """Scores by corpus and variant, for the terminal."""
-    table = Table(title=f"{scores[0].model}, in % (below: 95 % bootstrap interval)")
-    columns = ("corpus", "variant", "rows", "WAR", "UAR", "format", "other", "cut", "failed", "changed")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right", overflow="fold")
-    table.caption = "other: answers outside the label set; cut: at the token limit; changed: against variant normal"
-    for score in scores:
+def scores_table(scores: "list[Score]", changed: dict[tuple[str, str], tuple[int, int]]) -> Table:
+    """Scores by corpus and variant."""
+
+    def row(score: "Score") -> list[str]:
         differing, compared = changed.get((score.data_source, score.variant), (0, 0))
-        table.add_row(
-            score.data_source,
-            score.variant,
-            str(score.rows),
+        return [
+            *(score.data_source, score.variant, str(score.rows)),
             with_interval(score.war, score.war_interval),
             with_interval(score.uar, score.uar_interval),
             f"{score.format_rate:.1f}",
-            str(sum(score.out_of_set.values())),
-            str(score.truncated),
-            str(len(score.failures)),
+            *map(str, (sum(score.out_of_set.values()), score.truncated, len(score.failures))),
             f"{100 * differing / compared:.1f}" if compared else "",
-        )
-    return table
+        ]
 
-
-def explanations_table(scores: list) -> Table:
-    """What the explanations are worth, and the answers as an open vocabulary, for the terminal."""
-    table = Table(title="explanations, and answers by emotion wheels, in %")
-    columns = ("corpus", "variant", "EEA", "EPC", "FCR", "sight", "sound", "hallucinations", "wheel F", "hit rate")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("corpus", "variant") else "right")
-    table.caption = (
-        "EEA, EPC, FCR: the explanation's emotion is the label, the answer, both; sight, sound: explanations that "
-        "mention them; hallucinations: rows whose explanation mentions a sense that the model was not given"
+    return make_table(
+        ("corpus", "variant", "rows", "WAR", "UAR", "format", "other", "cut", "failed", "changed"),
+        map(row, scores),
+        left=("corpus", "variant"),
+        title=f"{scores[0].model}, in % (below: 95 % bootstrap interval)",
+        caption="other: answers outside the label set; cut: at the token limit; changed: against variant normal",
     )
-    for score in scores:
+
+
+def explanations_table(scores: "list[Score]") -> Table:
+    """What the explanations are worth, and the answers as an open vocabulary."""
+
+    def row(score: "Score") -> list[str]:
         figures = [score.eea, score.epc, score.fcr, *score.mentions.values()]
         wheel = [score.wheel["f"], score.wheel["hit_rate"]] if score.wheel else []
-        table.add_row(
-            *(score.data_source, score.variant),
-            *(f"{figure:.1f}" for figure in figures),
-            str(score.hallucinations),
-            *(f"{figure:.1f}" for figure in wheel),
-        )
-    return table
+        before, after = ([f"{figure:.1f}" for figure in some] for some in (figures, wheel))
+        return [score.data_source, score.variant, *before, str(score.hallucinations), *after]
+
+    return make_table(
+        ("corpus", "variant", "EEA", "EPC", "FCR", "sight", "sound", "hallucinations", "wheel F", "hit rate"),
+        map(row, scores),
+        left=("corpus", "variant"),
+        title="explanations, and answers by emotion wheels, in %",
+        caption="EEA, EPC, FCR: the explanation's emotion is the label, the answer, both; sight, sound: explanations "
+        "that mention them; hallucinations: rows whose explanation mentions a sense that the model was not given",
+    )
 
 
 def with_interval(value: float, interval: tuple[float, float] | None) -> str:

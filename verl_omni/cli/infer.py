@@ -15,6 +15,8 @@ from verl_omni.media.child import Children
 from verl_omni.media.container import open_container
 from verl_omni.prompts import QUESTION, instruction
 
+ERRORS = (MediaError, FileNotFoundError)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clip", type=Path, help="video, gif, sound file, or folder of frames")
@@ -41,19 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     args.model = model_directory(args.model)
-    if not (args.model / "config.json").is_file():
-        print(
-            f"error: {args.model}: no config.json in it; give a model directory with --model "
-            "(`python -m verl_omni convert` makes one from an original checkpoint)",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        senses = senses_of(args.clip)
-        completion = infer(args.clip, senses, args.model, args.ask, args.max_tokens, args.repetition_penalty)
-    except MediaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    senses = senses_of(args.clip)
+    completion = infer(args.clip, senses, args.model, args.ask, args.max_tokens, args.repetition_penalty)
     from verl_omni.rewards import extract_answer, extract_explanation
 
     if senses != ["video", "audio"]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from verl_omni.cli.tables import make_table, show
 from verl_omni.corpora import crema_d, dfew, emer, explanations, mafw, meld, mer_unibench, original, ravdess, table
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.data.check import NO_AUDIO_POLICIES, Row, settle_silent, silent_sources
@@ -27,6 +27,7 @@ READERS = {
     "original": original.read,
     "csv": table.read,
 }
+ERRORS = (OSError, ValueError)  # CorpusError and RowsError among them
 OF_READERS = ("fold", "actors", "annotations")  # options that some readers have
 
 EPILOG = """writes to --out:
@@ -38,8 +39,6 @@ layouts: see the docstrings of verl_omni.corpora"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "corpus", choices=[*READERS, "demo"], help="original: R1-Omni's JSON; csv: clips of your own; demo: made now"
     )
@@ -81,12 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.corpus == "demo":
         return make_demo(args)
-    try:
-        listing = read_corpus(args)
-    except (CorpusError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    Console().print(counts_table(listing))
+    listing = read_corpus(args)
+    show(counts_table(listing))
     problems = listing.problems()
     for problem in problems:
         print(f"{'warning' if args.partial else 'error'}: {problem}", file=sys.stderr)
@@ -157,16 +152,15 @@ def reworded(clip: Clip, corpus: str, vocabulary: str | None) -> str:
 
 def counts_table(listing: Listing) -> Table:
     """Clips by split and class, beside the published number."""
-    fold = f", fold {listing.fold}" if listing.fold else ""
-    table = Table(title=f"{listing.data_source}{fold}")
-    for column in ("split", "published", "annotated", "missing", "classes"):
-        table.add_column(column, justify="left" if column in ("split", "classes") else "right", overflow="fold")
-    for split in listing.splits():
+
+    def row(split: str) -> list[str]:
         classes = ", ".join(f"{label} {count}" for label, count in listing.class_counts(split).most_common())
-        published = str(listing.published.get(split, "not stated"))
-        gone = str(sum(clip.split == split for clip in listing.missing))
-        table.add_row(split, published, str(len(listing.of(split))), gone, classes)
-    return table
+        gone = sum(clip.split == split for clip in listing.missing)
+        return [split, str(listing.published.get(split, "not stated")), str(len(listing.of(split))), str(gone), classes]
+
+    columns = ("split", "published", "annotated", "missing", "classes")
+    title = f"{listing.data_source}, fold {listing.fold}" if listing.fold else listing.data_source
+    return make_table(columns, map(row, listing.splits()), left=("split", "classes"), title=title)
 
 
 def write_splits(

@@ -12,23 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import yaml
 from matplotlib.ticker import MaxNLocator
 
-# Metrics worth a panel, in order; a pattern that matches several keys gives one panel each.
-PANELS = (
-    (r"critic/rewards/mean", "reward, over the rollouts of a step"),
-    (r"reward/accuracy/mean", "accuracy, over the rollouts of a step"),
-    (r"val-(?:core|aux)/.*/accuracy/mean@\d+", "validation: share right (WAR)"),
-    (r"val-(?:core|aux)/.*/UAR", "validation: mean of the classes' recalls"),
-    (r"val-(?:core|aux)/.*/format/mean@\d+", "validation: share in the format"),
-    (r"train/loss", "cold start"),
-    (r"val/loss", "cold start"),
-    (r"actor/kl_loss", "distance from the reference model"),
-    (r"actor/entropy", "policy"),
-    (r"actor/grad_norm", "policy"),
-    (r"response_length/mean", "tokens"),
-    (r"training/rollout_actor_probs_pearson_corr", "actor and rollout agree if above 0.995"),
-)
+PANELS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text(encoding="utf-8"))
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RECALL = re.compile(r"(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+")  # of the reward manager `accuracy_format`
 CONSOLE = re.compile(r"\bstep:(\d+) - ")
@@ -98,8 +85,8 @@ def _console_line(line: str) -> tuple[int, dict[str, float]] | None:
 def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:
     """The charts to draw, from logs by name (see `read_log`)."""
     keys = list(dict.fromkeys(key for metrics in logs.values() for key in metrics))
-    chosen = []
-    for pattern, note in PANELS:
+    chosen: list[Panel] = []
+    for pattern, note in PANELS.items():
         for key in sorted(key for key in keys if re.fullmatch(pattern, key)):
             if all(panel.metric != key for panel in chosen):
                 series = [(name, metrics[key]) for name, metrics in logs.items() if key in metrics]

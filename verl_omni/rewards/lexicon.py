@@ -33,19 +33,11 @@ NO_DENIALS = re.compile(
 )
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-NEGATIONS = _words("not no never without neither nor hardly barely scarcely rarely lacks lacking cannot nothing")
-REACH, REACH_ON = 5, 2  # words after a negation, and after a word it has denied, that it still denies
-CLAUSE_ENDS = _words("; : . ! ? and but however yet because since while so although though which who")
-CONTRASTS = _words("but however yet nevertheless nonetheless")
-CONCESSIONS = _words("although though despite while whereas")
-SEEMING = _words(
-    "seem seems seemed seeming seemingly appear appears appeared appearing look looks looked looking pretend pretends"
-    " pretending initially outwardly superficially feigns feigning first"
+NEGATIONS, CLAUSE_ENDS, CONTRASTS, CONCESSIONS, SEEMING = (
+    frozenset(_TABLES["turns"][name].split())
+    for name in ("negations", "clause_ends", "contrasts", "concessions", "seeming")
 )
+REACH, REACH_ON = 5, 2  # words after a negation, and after a word it has denied, that it still denies
 
 
 def asserted(sentence: str, vocabulary: dict[str, str]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import string
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -16,17 +17,10 @@ from .configuration import HumanOmniConfig
 from .modeling import HumanOmniQwen2ForCausalLM
 from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor
 
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 # Qwen2's special tokens, in its order; the placeholders take the first unused ids, as in a converted checkpoint.
-SPECIAL_TOKENS = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
-    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-]
-THOUGHTS = (
-    "In the video, the face is bright and the voice is high, so the person is {label}.",
-    "The person looks {label} and sounds {label}.",
-    "I see a dark face and hear a low voice: {label}.",
-)
+SPECIAL_TOKENS: list[str] = _DATA["special_tokens"]
+THOUGHTS: list[str] = _DATA["thoughts"]
 AUDIO_GAIN = 3.0
 VOCAB_SIZE, BERT_LENGTH, IMAGE_SIZE, PATCH_SIZE, MEL_BINS, SECONDS = 640, 128, 32, 8, 80, 2
 
@@ -63,7 +57,7 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
 def tiny_config(processor: HumanOmniProcessor) -> HumanOmniConfig:
     """The configuration that fits ``processor``; head_dim 32, the smallest for vLLM on a CPU (``tiny.json``)."""
     tokenizer = processor.tokenizer
-    sizes = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    sizes = deepcopy(_DATA["config"])
     sizes["vision_config"] |= {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
     sizes["audio_config"] |= {"num_mel_bins": MEL_BINS, "max_source_positions": SECONDS * 50}
     sizes["bert_config"] |= {"vocab_size": len(processor.bert_tokenizer), "max_position_embeddings": BERT_LENGTH}

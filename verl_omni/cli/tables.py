@@ -1,0 +1,32 @@
+"""Tables on the terminal."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.box import HEAVY_HEAD, Box
+from rich.console import Console
+from rich.table import Table
+
+
+def make_table(
+    columns: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    left: Sequence[str] = (),
+    title: str = "",
+    caption: str = "",
+    box: Box = HEAVY_HEAD,
+) -> Table:
+    """Return a table of numbers, which stand on the right, but for the columns named in ``left``."""
+    made = Table(title=title or None, caption=caption or None, box=box)
+    for column in columns:
+        made.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def show(*tables: Table) -> None:
+    """Print tables; 110 columns wide where stdout is no terminal, of which rich would make 80."""
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for made in tables:
+        console.print(made)
