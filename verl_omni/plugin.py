@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import yaml
@@ -121,7 +122,7 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
 
-    def watch() -> None:
+    def watch(parent: BaseProcess) -> None:
         parent.join()
         for line in Path("/proc/self/maps").read_text().splitlines():
             if "/dev/shm/psm_" in line:
@@ -129,7 +130,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
     if parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def register_vllm() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -16,7 +17,7 @@ from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
 from verl_omni.labels import LABELS, VOCABULARIES, canonical, normalize
 
-READERS = {
+READERS: dict[str, Callable[..., Listing]] = {
     "dfew": dfew.read,
     "mafw": mafw.read,
     "ravdess": ravdess.read,

@@ -84,5 +84,5 @@ def _labels(root: Path, annotations: Path) -> dict[str, str]:
         require(root / LABEL_FILES[0], "MER's labels of the same clips")
     for name in LABEL_FILES:
         if (root / name).is_file():
-            labels |= read_columns(root / name, "name", "discrete")
+            labels |= {clip: label for clip, label in read_columns(root / name, "name", "discrete")}
     return labels

@@ -39,7 +39,7 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
     paths = sorted(root.rglob("Actor_[0-9][0-9]/*.mp4"))
     if not paths:
         raise CorpusError(f"{root}: no Actor_XX/*.mp4 below it; unpack Video_Speech_Actor_01.zip … _24.zip there")
-    clips = {}
+    clips: dict[str, Clip] = {}
     for path in paths:
         match = NAME.fullmatch(path.stem)
         if match is None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, PlainValidator, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from verl_omni.corpora.listing import Clip
 from verl_omni.prompts import QUESTION, answer_text, instruction
@@ -41,9 +42,10 @@ def _answered(label: str) -> str:
 
 def _video(source: object) -> object:
     parts = source if isinstance(source, list) and source else [source]
-    if not all(isinstance(part, str) and part for part in parts):
+    paths = [_encodable(part) for part in parts if isinstance(part, str) and part]
+    if len(paths) < len(parts):
         raise ValueError(f"a path, or a list of the paths of a video's images, expected; {source!r} found")
-    return [_encodable(part) for part in parts]
+    return paths
 
 
 Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
@@ -124,7 +126,7 @@ def problems_of(data: object, schema: type[RowSchema], key: str) -> list[str]:
     return []
 
 
-def _sentence(problem: dict, key: str) -> str:
+def _sentence(problem: ErrorDetails, key: str) -> str:
     place = ".".join(map(str, problem["loc"])).replace("turns", key, 1)
     if problem["type"] == "missing":
         return f"no {place}"

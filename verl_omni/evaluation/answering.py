@@ -149,7 +149,8 @@ def id_of(row: Row) -> str:
 
 def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: list) -> list[tuple[Row, list[Answer]]]:
     """Each row with the answers wanted for it, still empty, under their keys (`common_to_all` is part of each)."""
-    planned, seen = [], {}
+    planned: list[tuple[Row, list[Answer]]] = []
+    seen: dict[str, Row] = {}
     prints: dict[str, str] = {}
     for row in tqdm(rows, desc="identify media", unit="row"):
         data, row_id = row.data, id_of(row)

@@ -9,8 +9,8 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -117,7 +117,7 @@ class ResultsFile:
         except BlockingIOError as error:
             raise ResultsError(f"{self.path}: another evaluation writes to it; wait, or use another --out") from error
         self.answers = self._settle(keys)
-        self._file: BinaryIO = self.path.open("ab")
+        self._file = self.path.open("ab")
 
     def _settle(self, keys: dict[tuple[str, str, str], str]) -> dict[str, Answer]:
         answers = read_answers(self.path)
@@ -148,7 +148,7 @@ class ResultsFile:
         self._lock.close()
 
 
-def _append(file: BinaryIO, answers: Iterable[Answer]) -> None:
+def _append(file: BufferedWriter, answers: Iterable[Answer]) -> None:
     try:
         file.write(b"".join(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n" for answer in answers))
         file.flush()

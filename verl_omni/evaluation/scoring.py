@@ -199,8 +199,8 @@ def intervals(
     totals, hits = drawn @ totals, drawn @ hits  # [resamples, classes]
     recalls = np.divide(hits, totals, out=np.full_like(hits, np.nan), where=totals > 0)
     wars, uars = 100 * hits.sum(axis=1) / totals.sum(axis=1), 100 * np.nanmean(recalls, axis=1)
-    war_interval, uar_interval = (tuple(map(float, np.percentile(x, [2.5, 97.5]))) for x in (wars, uars))
-    return war_interval, uar_interval
+    (war_low, war_high), (uar_low, uar_high) = np.percentile([wars, uars], [2.5, 97.5], axis=1).T.tolist()
+    return (war_low, war_high), (uar_low, uar_high)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class ClipView:
     problems: list[str]
 
 
-def view(videos: list[str], audios: list[str], num_frames: int = 8) -> ClipView:
+def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int = 8) -> ClipView:
     """Read a row's media for the page; a file that does not decode becomes a line in `problems`."""
     frames, sound, wave, seconds, problems = [], "", "", 0.0, []
     for path in videos[:1]:

@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from verl_omni.rewards.answer import accuracy_reward, extract_answer, format_reward
-from verl_omni.rewards.answer import extract_explanation as extract_explanation  # for others
+from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward
 from verl_omni.rewards.explanation import coherence, explanation_reward
 from verl_omni.rewards.faithfulness import faithfulness_reward
 from verl_omni.rewards.length import length_reward
@@ -36,6 +35,7 @@ TERMS: dict[str, Callable[..., float]] = {
     "wheel": wheel_reward,
     "hit": hit_reward,
 }
+__all__ = ["PAPER", "TERMS", "compute_score", "extract_answer", "extract_explanation", "format_reward", "read_terms"]
 PAPER = {"accuracy": 1.0, "format": 1.0}  # R1-Omni adds both unweighted
 
 
@@ -86,7 +86,7 @@ def compute_score(
     parts: dict[str, float] = {}
     score = 0.0
     for name, (weight, arguments) in read_terms(terms).items():
-        if name == "faithfulness" and "senses" in (extra_info or {}):
+        if name == "faithfulness" and extra_info and "senses" in extra_info:
             arguments = {"senses": extra_info["senses"], **arguments}
         if name == "explanation" and reward_router_address and "verifier" in arguments:
             from verl_omni.rewards.model_verifier import served

@@ -78,7 +78,7 @@ class Demo:
             f"trainer.default_local_dir={self.checkpoints(name)}",
         ]
         # One process, alone on the machine; this small, a model gains nothing by more.
-        self.train(name, command, OMP_NUM_THREADS=str(min(os.cpu_count(), 4)))
+        self.train(name, command, OMP_NUM_THREADS=str(min(os.cpu_count() or 1, 4)))
 
     def reinforce(self, name: str) -> None:
         """GRPO from the cold start (without reasoning: from the bare labels) with verl's PPO trainer."""
