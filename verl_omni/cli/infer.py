@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 from av.stream import Disposition
@@ -91,7 +93,10 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
     processor = AutoProcessor.from_pretrained(model)
     # In a child, since damaged clips make decoders abort.
     with closing(Children()) as children:
-        read = {"video": partial(read_video, num_frames=processor.num_frames), "audio": read_audio}
+        read: dict[str, Callable[..., Any]] = {
+            "video": partial(read_video, num_frames=processor.num_frames),
+            "audio": read_audio,
+        }
         items = [{"type": sense, sense: children.call(read[sense], str(clip))} for sense in senses]
     messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(question)}]}]
     inputs = processor.apply_chat_template(

@@ -28,7 +28,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # children a
 class Child:
     """One process, for one call at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.connection, theirs = Pipe()
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  (loud about damage; the last line says what kills it)
         command = [sys.executable, "-m", "verl_omni.media.child", str(theirs.fileno())]
@@ -54,7 +54,7 @@ class Child:
 class Children:
     """As many children as there are calls at a time, from any thread; one that died is replaced."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.idle: SimpleQueue[Child] = SimpleQueue()
 
     def call(self, function: Callable, source: Any, *args: Any, seconds: float = SECONDS) -> Any:
