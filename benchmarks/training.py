@@ -59,7 +59,9 @@ def synthetic_batch(config: HumanOmniConfig, generator: torch.Generator | None =
          torch.full((config.num_audio_tokens,), config.audio_token_id)]
     )  # fmt: skip
     answers = torch.randint(5, 100, (ROLLOUTS, 128), generator=generator)
-    return {**batch, "input_ids": torch.cat([prompt.expand(ROLLOUTS, -1), answers], dim=1)}
+    ids = torch.cat([prompt.expand(ROLLOUTS, -1), answers], dim=1)
+    # As verl passes them: without, the prompt would not be shared.
+    return {**batch, "input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
 
 
 def step(actor: torch.nn.Module, reference: torch.nn.Module, batch: dict[str, torch.Tensor]) -> None:
