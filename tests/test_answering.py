@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan,
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
 from verl_omni.labels import options
+from verl_omni.media.child import Children
 from verl_omni.models.humanomni.tiny import build_tiny
 from verl_omni.prompts import QUESTION, asked, instruction
 
@@ -95,7 +97,8 @@ def load_job(tmp_path: Path, tiny: Path, row: dict, no_audio: str = "error"):
     rows = load_rows([str(rows_file(tmp_path, [row]))])
     settle_sounds(rows, no_audio)
     ((loaded, answers),) = plan(rows, "R1", ["normal"], [])
-    return load(loaded, answers, processor)
+    with closing(Children()) as children:
+        return load(loaded, answers, processor, children.call)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from transformers import AutoProcessor
 import verl_omni.models  # noqa: F401
 from verl_omni.__main__ import main
 from verl_omni.media import MediaError, read_audio, read_video, store
+from verl_omni.media.child import Children
 from verl_omni.media.resize import FrameFormat
 from verl_omni.media.store import read_frames, read_sound
 from verl_omni.models.humanomni.tiny import build_tiny
@@ -200,7 +201,7 @@ def test_what_was_only_read_is_still_checked_in_full(tmp_path, folder, capsys):
 
 def test_a_clip_that_is_damaged_between_the_frames_is_named_by_each_check(tmp_path, folder, capsys):
     data = bytearray((CLIPS / "landscape.mp4").read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 3000] = os.urandom(3000)
+    data[len(data) // 2 : len(data) // 2 + 3000] = np.random.default_rng(0).bytes(3000)
     (tmp_path / "bad.mp4").write_bytes(data)
     rows = rows_file(tmp_path / "rows.json", tmp_path / "bad.mp4")
     for _ in range(2):
@@ -229,7 +230,7 @@ def test_processes_fill_one_folder_without_a_lock(folder):
     assert [filler.returncode for filler in fillers] == [0, 0] and b"damaged" not in b"".join(said)
 
 
-def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, processor, decoded):
+def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, processor, decoded, monkeypatch):
     pytest.importorskip("verl")
     from verl_omni.data.check import load_rows
     from verl_omni.data.dataset import OmniRLHFDataset, checked_rows, fill_in_frames
@@ -240,9 +241,10 @@ def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, 
     config = OmegaConf.create({})
     fill_in_frames(config, processor)
     checked_rows([rows], PromptRow, "prompt", config, -1)
+    monkeypatch.setattr(Children, "call", lambda *_, **__: pytest.fail("decoded again, in a child"))
     (row,) = load_rows([rows])
     _, ((frames, _),), (wave,) = OmniRLHFDataset._process_multi_modal_info(row.conversation(), 16, config)
-    job = load(row, [], processor)
+    job = load(row, [], processor, Children().call)
     assert decoded == []
     assert np.array_equal(job.videos[0], frames) and np.array_equal(job.audios[0], wave)
     plain = processor.process_frames(read_video(CLIPS / "landscape.mp4"))

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +28,12 @@ from verl_omni.evaluation.results import (
 from verl_omni.labels import options
 from verl_omni.media import MediaError
 from verl_omni.media.child import Children
-from verl_omni.media.store import fingerprint, media_fingerprint, read_frames, read_sound
+from verl_omni.media.store import Call, fingerprint, media_fingerprint, read_frames, read_sound
 from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
-DECODERS = Children()  # a decoder that dies of a file costs that row, and not the evaluation
 
 Key = tuple[str, str, str]  # model, row id, variant
 T, R = TypeVar("T"), TypeVar("R")
@@ -123,9 +123,10 @@ def evaluate(
         remaining = sum(len(answers) for _, answers in todo)
         if remaining:
             llm = start_engine(model, settings, engine or {})
-            jobs = prefetch(lambda item: load(*item, processor, settings.aspect_ratio), todo)
             progress = tqdm(total=total, initial=total - remaining, desc=f"evaluate {name}", unit="answer")
-            with progress:
+            # A decoder that dies of a file costs that row, and not the evaluation.
+            with progress, closing(Children()) as children:
+                jobs = prefetch(lambda item: load(*item, processor, children.call, settings.aspect_ratio), todo)
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
@@ -184,12 +185,14 @@ def file_print(source: str | list[str], known: dict[str, str]) -> str:
     return fingerprint([known[path] for path in paths])
 
 
-def load(row: Row, answers: list[Answer], processor: HumanOmniProcessor, aspect_ratio: str | None = None) -> Job:
-    """Render a row's prompt and read its media; a file that cannot be read becomes the job's error."""
+def load(
+    row: Row, answers: list[Answer], processor: HumanOmniProcessor, call: Call, aspect_ratio: str | None = None
+) -> Job:
+    """Render a row's prompt and read its media, by ``call``; a file that cannot be read becomes the job's error."""
     wanted = processor.num_frames, processor.frame_format(aspect_ratio)
     try:
-        frames = [DECODERS.call(read_frames, source, *wanted) for source in row.data.get("videos") or []]
-        waves = [DECODERS.call(read_sound, source) for source in row.data.get("audios") or []]
+        frames = [read_frames(source, *wanted, call) for source in row.data.get("videos") or []]
+        waves = [read_sound(source, call=call) for source in row.data.get("audios") or []]
     except MediaError as error:
         return Job(answers, error=str(error))
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -207,24 +208,37 @@ def store() -> Store | None:
     return _store(folder, os.environ.get("VERL_OMNI_MEDIA_CACHE_GB") or "50")
 
 
-def read_frames(source: VideoSource, num_frames: int, frame_format: FrameFormat) -> np.ndarray:
+Call = Callable[..., Any]  # of a function and its arguments
+
+
+def here(function: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
+    return function(*args)
+
+
+def read_frames(source: VideoSource, num_frames: int, frame_format: FrameFormat, call: Call = here) -> np.ndarray:
     """Return ``read_video``'s frames as uint8 ``[num_frames, *size, 3]``, from the store if they are there.
+
+    Args:
+        call: Where they are decoded otherwise, such as ``Children.call``; default: in this process.
 
     Raises:
         MediaError: As ``read_video``.
     """
-    return stored(
-        source, ("video", num_frames, frame_format), lambda: frame_format.apply(read_video(source, num_frames))
-    )
+    settings = num_frames, frame_format
+    return stored(source, ("video", *settings), lambda: call(decode_frames, source, *settings))
 
 
-def read_sound(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
-    """Return ``read_audio``'s float32 ``[samples]``, from the store if they are there.
+def decode_frames(source: VideoSource, num_frames: int, frame_format: FrameFormat) -> np.ndarray:
+    return frame_format.apply(read_video(source, num_frames))
+
+
+def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call = here) -> np.ndarray:
+    """Return ``read_audio``'s float32 ``[samples]``, from the store if they are there; ``call``: see ``read_frames``.
 
     Raises:
         MediaError: As ``read_audio``.
     """
-    return stored(source, ("audio", sampling_rate), lambda: read_audio(source, sampling_rate))
+    return stored(source, ("audio", sampling_rate), lambda: call(read_audio, source, sampling_rate))
 
 
 def stored(source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False) -> np.ndarray:
