@@ -10,8 +10,9 @@ from verl_omni.data.check import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_media, l
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", metavar="ROWS", help="rows files (parquet, json, jsonl)")
-    parser.add_argument("--num-frames", type=int, default=8, help="frames per video (default 8; HumanOmni-7B: 16)")
-    parser.add_argument("--model", type=Path, help="whose frames the media cache gets (default: HumanOmni's, 224 px)")
+    frames = parser.add_mutually_exclusive_group()
+    frames.add_argument("--num-frames", type=int, default=8, help="frames per video (default 8; HumanOmni-7B: 16)")
+    frames.add_argument("--model", type=Path, help="whose frames the media cache gets (default: HumanOmni's, 224 px)")
     parser.add_argument("--media-check", choices=MEDIA_CHECKS, default="full", help="full decodes every file (default)")
     parser.add_argument("--no-audio", choices=NO_AUDIO_POLICIES, default="error", help="clips without a sound track")
 
