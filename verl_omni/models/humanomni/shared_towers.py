@@ -114,11 +114,10 @@ def distinct(keys: list[Hashable]) -> tuple[list[int], list[int]]:
 def fingerprints(items: torch.Tensor) -> list[Hashable]:
     """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers."""
     version = None if items.is_inference() else items._version  # that one does not say whether it was changed
-    known = FINGERPRINTS.get(items)
-    if known is not None and version is not None and known[0] == version:
-        return known[1]
-    names = [tuple(row) for row in torch.stack([_hash(item) for item in items]).tolist()]
-    FINGERPRINTS[items] = (version, names)
+    known, names = FINGERPRINTS.get(items, (None, []))
+    if version is None or version != known:
+        names = [tuple(row) for row in torch.stack([_hash(item) for item in items]).tolist()]
+        FINGERPRINTS[items] = version, names
     return names
 
 
