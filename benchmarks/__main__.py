@@ -25,7 +25,7 @@ TARGETS = {
     "memory over 500 training steps, MiB": ("most", 50),
     "a GRPO step, s": ("ratio", 2),
     "tower passes a clip and step": ("most", 1),
-    "log-prob + reference + update, s": ("ratio", 3),
+    "log-prob + reference + update, s": ("ratio", 8),
 }
 
 
