@@ -25,27 +25,6 @@ SMALL = (  # 32 rollouts a step
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
 )
-# What recipes/r1omni.yaml needs to run without a GPU: the hardware block of r1omni_cpu.yaml, nothing of its scale.
-CPU_HARDWARE = (
-    "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=float32",
-    "+actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=float32",
-    "actor_rollout_ref.rollout.dtype=float32",
-    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-    "actor_rollout_ref.model.use_remove_padding=false",
-    "actor_rollout_ref.actor.use_torch_compile=false",
-    "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
-    "actor_rollout_ref.ref.fsdp_config.use_torch_compile=false",
-    "actor_rollout_ref.rollout.enforce_eager=true",
-    "actor_rollout_ref.rollout.free_cache_engine=false",
-    "+actor_rollout_ref.rollout.enable_sleep_mode=false",
-    "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=64",
-    "actor_rollout_ref.rollout.agent.num_workers=1",
-    "reward.num_workers=1",
-    "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-    "data.dataloader_num_workers=0",
-    "trainer.device=cpu",
-    "ray_kwargs.ray_init.num_cpus=32",
-)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +179,10 @@ def answer_with_vllm(exported: Path, study: Path) -> None:
     subprocess.run([*evaluate, *limits], check=True, timeout=300)
 
 
-def test_the_gpu_recipe_trains_a_step_on_two_ranks_when_only_the_hardware_is_overridden(study):
+def test_the_gpu_recipe_trains_a_step_on_two_ranks_with_the_hardware_of_a_cpu(study):
     """Sharing is on: each of the step's 16 prompts is computed by one of the ranks."""
-    two_ranks = ("trainer.n_gpus_per_node=2", "+ray_kwargs.ray_init.num_gpus=2")
-    steps = train(study, "gpu_recipe", "r1omni", *CPU_HARDWARE, *two_ranks, "trainer.total_training_steps=1")
+    overrides = ("trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true")
+    steps = train(study, "gpu_recipe", "[r1omni,cpu_for_grpo]", *overrides, "trainer.total_training_steps=1")
     assert steps[1]["global_seqlen/groups"] == steps[1]["global_seqlen/groups_computed"] == 16
     assert steps[1]["response_length/max"] <= 512
     assert {"reward/accuracy/mean", "reward/format/mean"} <= steps[1].keys()
