@@ -1,6 +1,8 @@
 """The report: logs, escaping and self-containment on any machine; filters, pictures and sound in headless Chromium."""
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -12,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from verl_omni.__main__ import main
 from verl_omni.evaluation.results import Answer, ResultsFile
+from verl_omni.media import read_video, store
 from verl_omni.report.clips import envelope, view
 from verl_omni.report.curves import LogError, chart, panels, read_log
 from verl_omni.report.page import differences, make_cards, modality_rows
@@ -191,6 +195,19 @@ def test_a_clip_is_shown_with_frames_and_sound() -> None:
     assert shown.sound.startswith("data:audio/mpeg;base64,") and shown.seconds > 1
     assert shown.wave == envelope_path(shown.wave)
     assert not shown.problems
+
+
+@pytest.mark.parametrize("case", ["landscape", "portrait", "square"])
+def test_frames_from_the_media_cache_show_the_clips_own_picture(case: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VERL_OMNI_MEDIA_CACHE", str(tmp_path))
+    clip = str(CLIPS / f"{case}.mp4")
+    view([clip], [])
+    monkeypatch.setattr(store, "read_video", lambda *_: pytest.fail("decoded again"))
+    for shown, frame in zip(view([clip], []).frames, read_video(clip), strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2])))
+        assert picture.height == 96 and abs(picture.width - frame.shape[1] * 96 / frame.shape[0]) <= 3
+        pair = [np.asarray(image.resize((24, 24))).ravel() for image in (picture, Image.fromarray(frame))]
+        assert np.corrcoef(pair)[0, 1] > 0.97  # 0.8 and 0.3 with the padding in it
 
 
 def envelope_path(path: str) -> str:

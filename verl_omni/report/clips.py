@@ -9,8 +9,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from verl_omni.media import MediaError, read_video
-from verl_omni.media.store import read_sound
+from verl_omni.media import MediaError
+from verl_omni.media.resize import HUMANOMNI
+from verl_omni.media.store import read_frames, read_sound
 
 FRAME_HEIGHT = 96
 SAMPLING_RATE = 16_000
@@ -42,7 +43,7 @@ def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int =
     frames, sound, wave, seconds, problems = [], "", "", 0.0, []
     for path in videos[:1]:
         try:
-            frames = [_jpeg(frame) for frame in read_video(path, num_frames)]
+            frames = [_jpeg(frame) for frame in without_padding(read_frames(path, num_frames, HUMANOMNI))]
         except (MediaError, OSError) as error:
             problems.append(str(error))
     for path in audios[:1]:
@@ -55,6 +56,13 @@ def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int =
         samples = samples[: SOUND_SECONDS * SAMPLING_RATE]
         sound, wave = _mp3(samples), envelope(samples)
     return ClipView(frames, sound, wave, seconds, problems)
+
+
+def without_padding(frames: np.ndarray) -> np.ndarray:
+    """Cut off what is of the padding's colour in all of the ``frames [T, S, S, 3]``, at their edges."""
+    seen = (frames != HUMANOMNI.colour).any(axis=(0, 3))  # [S, S]
+    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
+    return frames[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else frames
 
 
 def envelope(samples: np.ndarray) -> str:
