@@ -196,6 +196,7 @@ PROMPTS = [("landscape", "How?"), ("square", "How?"), ("landscape", "How?"), ("l
 def encoded(monkeypatch):
     """Counts the clips that go through each tower."""
     TOWER_OUTPUTS.clear()
+    shared_towers.TRAINED.clear()
     counts = {"encode_video": 0, "encode_audio": 0}
 
     def count(name: str) -> None:
@@ -239,6 +240,22 @@ def test_actor_and_reference_share_the_towers_outputs(model, converted, encoded)
     batch, reference = rollouts(converted, *PROMPTS), AutoModelForCausalLM.from_pretrained(converted)
     assert torch.equal(model(**batch).logits, reference(**batch).logits)
     assert encoded == {"encode_video": 2, "encode_audio": 2}
+
+
+def test_an_update_drops_its_clips_outputs_and_no_others(model, converted, encoded):
+    """With several updates a step, later ones still find what log-probabilities and reference have left."""
+    trained, later = rollouts(converted, PROMPTS[0], PROMPTS[2]), rollouts(converted, PROMPTS[1])
+    with torch.no_grad():
+        model(**trained), model(**later)
+    kept = TOWER_OUTPUTS.nbytes
+    loss_and_gradients(model, trained)
+    assert TOWER_OUTPUTS.nbytes == kept
+    torch.optim.SGD(model.parameters(), lr=0.0).step()
+    assert TOWER_OUTPUTS.nbytes == kept / 2
+    loss_and_gradients(model, later)
+    assert encoded == {"encode_video": 2, "encode_audio": 2}
+    torch.optim.SGD(model.parameters(), lr=0.0).step()
+    assert TOWER_OUTPUTS.nbytes == 0
 
 
 def load(model):

@@ -7,7 +7,7 @@ sharing of this package off: verl's plain behaviour, for comparison.
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any, TypeVar
@@ -73,9 +73,10 @@ class ContentCache:
             self._futures.move_to_end(key)
         return future.result()
 
-    def clear(self) -> None:
+    def clear(self, keys: Container[Hashable] | None = None) -> None:
+        """Drop the values of ``keys``, or all."""
         with self._lock:
-            for key in [k for k, f in self._futures.items() if f.done()]:
+            for key in [k for k, f in self._futures.items() if f.done() and (keys is None or k in keys)]:
                 self.nbytes -= self._futures.pop(key).result().nbytes
 
 

@@ -2,7 +2,8 @@
 
 The samples of a batch that have the same clip (and question) are encoded and projected as one; autograd adds up what
 reaches them, so that gradients are those of encoding each. The frozen towers' outputs are kept across passes, for the
-actor and the reference of a process alike. vLLM has an encoder cache of its own.
+actor and the reference of a process alike, until the actor was updated: rollouts want the memory. vLLM has an encoder
+cache of its own.
 """
 
 from collections.abc import Callable, Hashable
@@ -11,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from verl_omni.media.cache import ContentCache, enabled
@@ -20,6 +22,7 @@ from .towers import HumanOmniTowers
 
 # On the towers' device, in each process. A full-size clip with sound is 6.2 MB in bfloat16.
 TOWER_OUTPUTS = ContentCache(max_bytes=512 * 2**20)
+TRAINED: set[Hashable] = set()  # keys of those that passes with gradients have read since the last update
 FINGERPRINTS = WeakTensorKeyDictionary()  # tensor -> (its version, ``fingerprints`` of it)
 ROW = 2048  # words of 8 bytes that are hashed at a time
 
@@ -71,6 +74,8 @@ class SharedTowers(HumanOmniTowers):
         device = inputs.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         keys = [(weights_fingerprint(tower), inputs.device, autocast, clip) for clip in clips]
+        if torch.is_grad_enabled():
+            TRAINED.update(keys)
         known = {key: TOWER_OUTPUTS.find(key) for key in keys}
         missing = {key: index for index, key in enumerate(keys) if known[key] is None}
         fresh: dict[Hashable, torch.Tensor] = {}
@@ -84,6 +89,13 @@ class SharedTowers(HumanOmniTowers):
             for key, output in fresh.items():
                 TOWER_OUTPUTS.get(key, lambda output=output: output)
         return outputs
+
+
+@register_optimizer_step_post_hook
+def drop_trained(*_: object) -> None:
+    """After the update that a clip was for, nothing reads its outputs."""
+    TOWER_OUTPUTS.clear(TRAINED)
+    TRAINED.clear()
 
 
 def forget_fingerprint(tower: nn.Module, *_: object) -> None:
