@@ -23,6 +23,11 @@ from . import ROLLOUTS, Figures, counted, plain_or_shared
 PASSES = 3  # log-probabilities, reference, update
 
 
+def messages_about(clip: Path) -> list[dict]:
+    media = [{"type": kind, kind: str(clip)} for kind in ("video", "audio")]
+    return [{"role": "user", "content": [*media, {"type": "text", "text": instruction()}]}]
+
+
 async def roll_out(clip: Path, processor: HumanOmniProcessor) -> list[dict[str, torch.Tensor]]:
     """What verl's agent-loop worker does with the media of a prompt's rollouts, at once; no text is generated.
 
@@ -37,8 +42,7 @@ async def roll_out(clip: Path, processor: HumanOmniProcessor) -> list[dict[str, 
     builder = create_continuous_token_builder(processor.tokenizer, processor=processor)
     worker = SimpleNamespace(processor=processor, tokenizer=processor.tokenizer)
     worker._get_mm_processor_kwargs = lambda audios: {"sampling_rate": 16000}
-    media = [{"type": "video", "video": str(clip)}, {"type": "audio", "audio": str(clip)}]
-    messages = [{"role": "user", "content": [*media, {"type": "text", "text": instruction()}]}]
+    messages = messages_about(clip)
     config = OmegaConf.create({"num_frames": 8})
 
     async def one() -> dict[str, torch.Tensor]:
@@ -121,9 +125,7 @@ def measure_vllm(clip: Path, model: Path) -> Figures:
     from vllm import SamplingParams
 
     processor = AutoProcessor.from_pretrained(model)
-    media = [{"type": "video", "path": str(clip)}, {"type": "audio", "path": str(clip)}]
-    messages = [{"role": "user", "content": [*media, {"type": "text", "text": instruction()}]}]
-    ids = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
+    ids = processor.apply_chat_template(messages_about(clip), tokenize=True, return_dict=True)["input_ids"][0]
     results: Figures = {}
     settings = Settings(max_model_len=512, dtype="float32")
     with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):  # or the counts would be another process'

@@ -1,6 +1,5 @@
-"""Time and tower passes of the trainer's models for one prompt's rollouts, at HumanOmni-0.5B's shapes."""
+"""The passes of the trainer's models over one prompt's rollouts, at HumanOmni-0.5B's shapes."""
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,42 +7,42 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from verl_omni.media.cache import enabled
-from verl_omni.models.humanomni import shared_towers
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
+from verl_omni.models.humanomni.processing import HumanOmniProcessor
 from verl_omni.models.humanomni.towers import HumanOmniTowers
 
-from . import ROLLOUTS, Figures, plain_or_shared
+from . import ROLLOUTS
+
+Batch = dict[str, torch.Tensor]
+VOCABULARY = 151936  # of HumanOmni-0.5B
 
 
-def full_size_config(shrink: int, language_model: bool) -> dict:
+def full_size_config(shrink: int, processor: HumanOmniProcessor, vocabulary: int | None = None) -> dict:
     """HumanOmni-0.5B's configuration, depths and vocabulary divided by ``shrink``.
 
     Args:
         shrink: widths and lengths stay in full.
-        language_model: else that of ``build_tiny``.
+        processor: whose placeholders the model gets.
+        vocabulary: another one.
     """
-    language = (
-        {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
-         "num_hidden_layers": 24 // shrink, "vocab_size": 151936 // shrink}
-        if language_model
-        else {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "num_hidden_layers": 2, "vocab_size": 640}
-    )  # fmt: skip
     return {
+        "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "num_hidden_layers": 24 // shrink, "vocab_size": vocabulary or VOCABULARY // shrink,
         "vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224,
                           "patch_size": 16, "num_hidden_layers": 12 // shrink + (shrink > 1)},
         "audio_config": {"d_model": 1280, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "num_mel_bins": 128,
                          "encoder_layers": 32 // shrink, "decoder_layers": 1},
         "bert_config": {"num_hidden_layers": max(1, 12 // shrink)},
-        "video_token_id": 1, "audio_token_id": 2, "tie_word_embeddings": True, "attn_implementation": "sdpa",
-        **language,
+        "video_token_id": processor.video_token_id, "audio_token_id": processor.audio_token_id,
+        "tie_word_embeddings": True, "attn_implementation": "sdpa",
     }  # fmt: skip
 
 
-def synthetic_batch(config: HumanOmniConfig, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+def synthetic_batch(
+    config: HumanOmniConfig, generator: torch.Generator | None = None, rollouts: int = ROLLOUTS
+) -> Batch:
     """One prompt with a random clip and its rollouts of 128 random tokens."""
     vision, audio = config.vision_config, config.audio_config
     tokens = config.bert_config.max_position_embeddings
@@ -53,18 +52,18 @@ def synthetic_batch(config: HumanOmniConfig, generator: torch.Generator | None =
         "bert_input_ids": torch.randint(5, 100, (1, tokens), generator=generator),
         "bert_attention_mask": torch.arange(tokens)[None] < 40,
     }
-    batch = {name: tensor.repeat(ROLLOUTS, *[1] * (tensor.dim() - 1)) for name, tensor in media.items()}
+    batch = {name: tensor.repeat(rollouts, *[1] * (tensor.dim() - 1)) for name, tensor in media.items()}
     prompt = torch.cat(
         [torch.full((config.num_video_tokens,), config.video_token_id),
          torch.full((config.num_audio_tokens,), config.audio_token_id)]
     )  # fmt: skip
-    answers = torch.randint(5, 100, (ROLLOUTS, 128), generator=generator)
-    ids = torch.cat([prompt.expand(ROLLOUTS, -1), answers], dim=1)
+    answers = torch.randint(5, 100, (rollouts, 128), generator=generator)
+    ids = torch.cat([prompt.expand(rollouts, -1), answers], dim=1)
     # As verl passes them: without, the prompt would not be shared.
     return {**batch, "input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
 
 
-def step(actor: torch.nn.Module, reference: torch.nn.Module, batch: dict[str, torch.Tensor]) -> None:
+def step(actor: torch.nn.Module, reference: torch.nn.Module, batch: Batch) -> None:
     """Log-probabilities, reference and update of one prompt's rollouts in one micro-batch."""
     with torch.no_grad():
         log_probs(actor, batch)
@@ -73,12 +72,13 @@ def step(actor: torch.nn.Module, reference: torch.nn.Module, batch: dict[str, to
     log_probs(actor, batch)[:, -129:-1].mean().backward()
 
 
-def log_probs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def log_probs(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """``[B, L]`` of the next tokens: by verl's fused-kernel contract, or as verl does without it, from all logits."""
     if enabled():
         return model(**batch, use_cache=False, temperature=1.0).log_probs
-    logits = model(**batch, use_cache=False).logits.float()
-    return logits.log_softmax(-1).gather(-1, batch["input_ids"].roll(-1, -1)[..., None])[..., 0]
+    from verl.utils.torch_functional import logprobs_from_logits
+
+    return logprobs_from_logits(model(**batch, use_cache=False).logits, batch["input_ids"].roll(-1, -1))
 
 
 @contextmanager
@@ -102,45 +102,3 @@ def timed_towers(seconds: Counter) -> Iterator[None]:
     names = ("encode_video", "encode_audio")
     with patch.multiple(HumanOmniTowers, **{name: timed(name) for name in names}):
         yield
-
-
-def measure_step(language_model: bool) -> tuple[str, Figures]:
-    """Seconds and tower passes for one prompt of 8 rollouts; on a GPU at full depth in bfloat16.
-
-    Args:
-        language_model: HumanOmni-0.5B's, or the demo's.
-
-    Returns:
-        Conditions, and the figures.
-    """
-
-    gpu = torch.cuda.is_available()
-    device, dtype, shrink, repeats = ("cuda", torch.bfloat16, 1, 5) if gpu else ("cpu", torch.float32, 8, 1)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("HumanOmni_qwen2", **full_size_config(shrink, language_model))
-    actor, reference = (AutoModelForCausalLM.from_config(config).to(device, dtype).train() for _ in range(2))
-    reference.load_state_dict(actor.state_dict())
-    batch = {name: tensor.to(device) for name, tensor in synthetic_batch(config).items()}
-    step(actor, reference, {name: tensor[:1] for name, tensor in batch.items()})  # warm up
-
-    results: Figures = {}
-    for which in ("plain", "now"):
-        times, seconds = [], Counter()
-        with plain_or_shared(which == "plain"), timed_towers(seconds):
-            for _ in range(repeats):
-                shared_towers.TOWER_OUTPUTS.clear()
-                start = time.perf_counter()
-                step(actor, reference, batch)
-                if gpu:
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - start)
-        for name, value in (
-            ("tower passes a clip and step", seconds["encode_audio"] / repeats),
-            ("log-prob + reference + update, s", statistics.median(times)),
-            ("of these in the towers, s", seconds["towers"] / repeats),
-        ):
-            results.setdefault(name, {})[which] = value
-    what = "depths in full, bfloat16" if gpu else f"depths 1/{shrink}, float32"
-    where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
-    model = "HumanOmni-0.5B" if language_model else "HumanOmni-0.5B's towers on the demo's language model"
-    return f"a prompt of {ROLLOUTS} rollouts, {model}, random weights, widths in full, {what}, {where}", results

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import CASES
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("verl")
 
 from benchmarks import clip as clips
-from benchmarks import memory, prompt
+from benchmarks import memory, prompt, ranks, step, training
 from benchmarks.__main__ import verdict
 from verl_omni.media import cache
 from verl_omni.models.humanomni.tiny import build_tiny
@@ -45,4 +46,32 @@ def test_host_memory_stays_flat_once_the_cache_is_full(processor, tmp_path, monk
 def test_targets_are_judged():
     assert verdict("decodes a prompt", plain=8, now=1) == "at most 1: met"
     assert "missed" in verdict("clip to model inputs, ms", plain=5, now=2)
+    assert verdict("a whole step of a prompt, s", plain=1, now=2, original=11).endswith("5: met (5.5)")
     assert verdict("decode, ms", plain=5, now=2) == ""
+
+
+def test_ranks_encode_each_prompt_once_and_are_balanced_to_a_percent():
+    figures = ranks.measure_ranks(8)
+    assert figures["clips encoded a step, 8 ranks"] == {"plain": pytest.approx(84, abs=1), "now": 16}
+    assert figures["above a rank's mean, 8 ranks, %"]["now"] < 1.5
+
+
+def test_a_second_start_decodes_nothing(tmp_path):
+    figures = clips.measure_second_start([CASES["landscape"]], tmp_path)
+    assert figures == {"media files that a second start decodes": {"plain": 2, "now": 0}}
+
+
+def test_the_originals_update_is_ours(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(build_tiny(tmp_path)).train()
+    batch = training.synthetic_batch(model.config)
+    gradients = []
+    for original in (True, False):
+        monkeypatch.setenv("VERL_OMNI_SHARING", "0" if original else "1")
+        if original:
+            step.step_of_trl(model, model, batch, prompt=batch["input_ids"].shape[1] - step.ANSWER)
+        else:
+            training.step(model, model, batch)
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)

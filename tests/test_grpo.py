@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ SMALL = (  # 32 rollouts a step
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
 )
+# The model then returns no logits, and verl's engine stops where it returns no log-probabilities.
+NO_LOGITS = ("model.use_fused_kernels=true", "model.fused_kernel_options.impl_backend=verl_omni")
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +145,13 @@ def test_a_checkpoint_is_a_model(killed, study):
 
 
 def test_two_ranks_have_the_first_loss_of_one(killed, study, monkeypatch):
-    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses."""
+    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses.
+
+    The one rank's come from verl's logits, the two ranks' from no logits.
+    """
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")
     overrides = (*SMALL, *dumped(study), "trainer.total_training_steps=1", "trainer.n_gpus_per_node=2")
+    overrides += tuple(f"actor_rollout_ref.{override}" for override in NO_LOGITS)
     one, two = killed.before[1], train(study, "two_ranks", "r1omni_cpu", *overrides)[1]
     for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
         assert two[metric] == pytest.approx(one[metric], abs=1e-5)
@@ -180,8 +187,9 @@ def answer_with_vllm(exported: Path, study: Path) -> None:
 
 
 def test_the_gpu_recipe_trains_a_step_on_two_ranks_with_the_hardware_of_a_cpu(study):
-    """Sharing is on: each of the step's 16 prompts is computed by one of the ranks."""
+    """Sharing is on: each of the step's 16 prompts is computed by one of the ranks; no logits are made of it."""
     overrides = ("trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true")
+    overrides += tuple(f"actor_rollout_ref.{override}" for override in NO_LOGITS)
     steps = train(study, "gpu_recipe", "[r1omni,cpu_for_grpo]", *overrides, "trainer.total_training_steps=1")
     assert steps[1]["global_seqlen/groups"] == steps[1]["global_seqlen/groups_computed"] == 16
     assert steps[1]["response_length/max"] <= 512
@@ -197,18 +205,36 @@ LORA = (
 )
 
 
-def test_lora_from_the_cold_start_to_grpo_in_bfloat16(study):
+@pytest.fixture(scope="module")
+def cold_start(study) -> Path:
+    """Adapters fine-tuned on two ranks that start with an empty media cache; its log is `sft.log`."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    arguments = [
+        *(*torchrun, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_cpu", "trainer.n_gpus_per_node=2", *LORA),
+        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
+        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=2", f"trainer.default_local_dir={study / 'sft'}"),
+        *NO_LOGITS,
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_OMNI_MEDIA_CACHE", str(study / "media"))
+        run(study, "sft", arguments)
+    return study / "sft" / "global_step_6" / "huggingface"
+
+
+def test_of_two_ranks_one_decodes_the_corpus_and_the_other_waits(cold_start, study):
+    log = (study / "sft.log").read_text(errors="replace")
+    (none, rest), (decoded, found) = sorted(
+        re.findall(r"media files: (\d+) decoded, (\d+) from", log), key=lambda n: int(n[0])
+    )
+    assert none == found == "0" and decoded == rest and int(decoded) > 0
+
+
+def test_lora_from_the_cold_start_to_grpo_in_bfloat16(cold_start, study):
     """Adapters by both trainers; each exports a whole model, and vLLM gets the merged weights after each step.
 
     The recipe's other precision runs here and nowhere else: slow, on a CPU that has no instructions for it.
     """
-    cold_start = [
-        *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_cpu", *LORA),
-        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
-        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=4", f"trainer.default_local_dir={study / 'sft'}"),
-    ]
-    run(study, "sft", cold_start)
-    exported = study / "sft" / "global_step_6" / "huggingface"
+    exported = cold_start
     adapted = changed_weights(study / "base", exported)
     assert adapted and all(name.startswith("model.layers.") and "proj" in name for name in adapted)
 
