@@ -234,12 +234,11 @@ def test_lora_from_the_cold_start_to_grpo_in_bfloat16(cold_start, study):
 
     The recipe's other precision runs here and nowhere else: slow, on a CPU that has no instructions for it.
     """
-    exported = cold_start
-    adapted = changed_weights(study / "base", exported)
+    adapted = changed_weights(study / "base", cold_start)
     assert adapted and all(name.startswith("model.layers.") and "proj" in name for name in adapted)
 
     overrides = [f"actor_rollout_ref.{override}" for override in LORA]
-    overrides += [f"actor_rollout_ref.model.path={exported}", "actor_rollout_ref.actor.optim.lr=0.02"]
+    overrides += [f"actor_rollout_ref.model.path={cold_start}", "actor_rollout_ref.actor.optim.lr=0.02"]
     overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3", "actor_rollout_ref.rollout.dtype=bfloat16"]
     steps = train(study, "lora", "r1omni_cpu", *SMALL, *overrides)
     for step in steps.values():
@@ -247,7 +246,7 @@ def test_lora_from_the_cold_start_to_grpo_in_bfloat16(cold_start, study):
         # At this learning rate, three steps later the weights of the start correlate by 0.7 only.
         assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
     trained = study / "lora" / "global_step_3" / "actor" / "huggingface"
-    assert changed_weights(exported, trained) == adapted
+    assert changed_weights(cold_start, trained) == adapted
 
 
 def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):
