@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from verl_omni.evaluation.answering import Settings, start_engine
 from verl_omni.media import cache
-from verl_omni.models.humanomni import shared_towers
+from verl_omni.models import tower_outputs
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 
@@ -104,7 +104,7 @@ class Study:
 
     def forget(self) -> None:
         """As after the last step: its clip is not asked for again, and vLLM has got new weights."""
-        for kept in (cache.DECODED, cache.PROCESSED, shared_towers.TOWER_OUTPUTS):
+        for kept in (cache.DECODED, cache.PROCESSED, tower_outputs.TOWER_OUTPUTS):
             kept.clear()
         self.llm.reset_prefix_cache()
         self.llm.reset_mm_cache()

@@ -69,6 +69,19 @@ def banned_tokens(model: str) -> list[str]:
     return processor.tokenizer.convert_ids_to_tokens(get_vision_placeholder_token_ids(processor))
 
 
+@probe("verl-collapse-audio.diff")
+def prompt_for_vllm(model: str) -> str:
+    """Of a clip with its sound, by a processor whose model upstream's vLLM has."""
+    from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
+
+    from verl_omni.models.families import load
+
+    family = load("qwen2_5_omni")
+    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni"))
+    ids = processor.tokenizer.encode("<|VIDEO|><|VIDEO|><|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>")
+    return processor.tokenizer.decode(qwen2_5_vl_dedup_image_tokens(ids, processor))
+
+
 @probe("verl-log-reward-parts.diff")
 def reward_metrics(model: str, ours: bool = True) -> dict[str, float]:
     """verl's own metrics of two rollouts and one row of padding; only TransferQueue's store is stood in for."""

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 import verl_omni.models  # noqa: F401
 from verl_omni.models.humanomni.configuration import HumanOmniConfig
 from verl_omni.models.humanomni.modeling import HumanOmniQwen2ForCausalLM
-from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
+from verl_omni.models.tower_outputs import TOWER_OUTPUTS
 
 # ---- flash-attention -------------------------------------------------------------------------------------------------
 

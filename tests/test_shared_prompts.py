@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import verl_omni.models  # noqa: F401
 from verl_omni.models import sharing
-from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
+from verl_omni.models.tower_outputs import TOWER_OUTPUTS
 
 MEDIA = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 # Clip, question, senses and answer's length. Groups, of which one is torn; a question of its own; one sense alone; an

@@ -16,9 +16,9 @@ import verl_omni.models  # noqa: F401
 from verl_omni.adjustments.verl_clips_once import store_clips_once
 from verl_omni.media import MediaError, cache, read_audio, read_video
 from verl_omni.media.cache import ContentCache, read_audio_once, read_video_once
-from verl_omni.models.humanomni import shared_towers
-from verl_omni.models.humanomni.shared_towers import TOWER_OUTPUTS
+from verl_omni.models import tower_outputs
 from verl_omni.models.humanomni.towers import HumanOmniTowers
+from verl_omni.models.tower_outputs import TOWER_OUTPUTS
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ PROMPTS = [("landscape", "How?"), ("square", "How?"), ("landscape", "How?"), ("l
 def encoded(monkeypatch):
     """Counts the clips that go through each tower."""
     TOWER_OUTPUTS.clear()
-    shared_towers.TRAINED.clear()
+    tower_outputs.TRAINED.clear()
     counts = {"encode_video": 0, "encode_audio": 0}
 
     def count(name: str) -> None:
@@ -309,16 +309,16 @@ def test_sharing_in_bfloat16_is_not_sharing_of_float32(model, converted, encoded
 
 def test_a_forward_hashes_a_clip_once_and_notices_a_change(monkeypatch):
     hashed = []
-    original = shared_towers._hash
-    monkeypatch.setattr(shared_towers, "_hash", lambda item: hashed.append(1) or original(item))
+    original = tower_outputs._hash
+    monkeypatch.setattr(tower_outputs, "_hash", lambda item: hashed.append(1) or original(item))
     clips = torch.zeros(3, 4, 5)
-    names = shared_towers.fingerprints(clips)
-    assert shared_towers.fingerprints(clips) == names and len(hashed) == 3
+    names = tower_outputs.fingerprints(clips)
+    assert tower_outputs.fingerprints(clips) == names and len(hashed) == 3
     clips[1] += 1
-    changed = shared_towers.fingerprints(clips)
+    changed = tower_outputs.fingerprints(clips)
     assert changed[0] == changed[2] == names[0] and changed[1] != names[1]
     with torch.inference_mode():  # whose tensors don't count their changes
         frozen = torch.zeros(1, 4, 5)
-        before = shared_towers.fingerprints(frozen)
+        before = tower_outputs.fingerprints(frozen)
         frozen += 1
-        assert shared_towers.fingerprints(frozen) != before
+        assert tower_outputs.fingerprints(frozen) != before

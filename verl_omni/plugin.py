@@ -134,13 +134,13 @@ def end_with_parent() -> None:
 
 
 def register_vllm() -> None:
-    """Register HumanOmni with vLLM, and with transformers' Auto classes, in a vLLM process."""
+    """Register the families with transformers' Auto classes, and HumanOmni with vLLM, in a vLLM process."""
     if problem:  # `register` has warned; other models are served
         return
     end_with_parent()
     from vllm import ModelRegistry
 
-    import verl_omni.models  # noqa: F401  (registers configuration and processor)
+    import verl_omni.models  # noqa: F401  (registers configurations and processors)
 
     ModelRegistry.register_model(
         "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm_model:HumanOmniQwen2ForCausalLM"

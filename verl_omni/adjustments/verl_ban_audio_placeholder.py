@@ -3,6 +3,8 @@
 from functools import cache
 from types import ModuleType
 
+from verl_omni.models.families import family_of
+
 
 @cache
 def ban_audio_placeholder(utils: ModuleType) -> None:
@@ -16,6 +18,9 @@ def ban_audio_placeholder(utils: ModuleType) -> None:
     def get_placeholder_token_ids(processor: object) -> list[int]:
         token_ids = get_vision_placeholder_token_ids(processor)
         audio = utils.get_processor_token_id(processor, "audio")
-        return token_ids if audio is None or audio in token_ids else [*token_ids, audio]
+        config = getattr(processor, "config", None)
+        family = family_of(config)  # whose positions also count what begins a medium
+        banned = {*token_ids, *(family.placeholders(config) if family else ()), *([] if audio is None else [audio])}
+        return sorted(banned)
 
     utils.get_vision_placeholder_token_ids = get_placeholder_token_ids

@@ -16,6 +16,7 @@ import torch
 from tensordict import NonTensorStack, TensorDict
 
 from verl_omni.media.cache import ContentCache, enabled
+from verl_omni.models.families import FOLDERS, load
 
 FIELD, PARTITION, REFERENCE = "multi_modal_inputs", "clips", "stored_as"
 # In each trainer process; a full-size clip with sound has 6.3 MB.
@@ -109,8 +110,8 @@ def uid_of(key: str) -> str:
 
 
 def is_ours(inputs: dict[str, torch.Tensor] | None) -> bool:
-    """Whether HumanOmni's processor made them: of a video with its question for BERT, or of a sound alone."""
-    return bool(inputs) and ("bert_input_ids" in inputs or inputs.keys() == {"input_features"})
+    """Whether a processor of our families made them."""
+    return bool(inputs) and any(load(folder).owns(inputs) for folder in FOLDERS.values())
 
 
 def content_of(inputs: dict[str, torch.Tensor]) -> str:

@@ -5,12 +5,12 @@ from types import ModuleType
 
 import torch
 
-from verl_omni.models.humanomni.verl_glue import MODEL_TYPE
+from verl_omni.models.families import family_of
 
 
 @cache
 def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
-    """Merge HumanOmni's LoRA adapters into what a checkpoint's `hf_model` holds.
+    """Merge our families' LoRA adapters into what a checkpoint's `hf_model` holds.
 
     verl writes PEFT's parameter names there (`base_model.model….q_proj.base_layer.weight`), which belong to no model
     class. verl's sharded checkpoint, from which a run resumes, keeps the adapters as they are.
@@ -25,7 +25,7 @@ def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
     @wraps(full_state_dict)
     def get_fsdp_full_state_dict(model: torch.nn.Module, **options: bool) -> dict[str, torch.Tensor]:
         unwrapped = getattr(model, "_fsdp_wrapped_module", model)
-        if not hasattr(unwrapped, "peft_config") or unwrapped.config.model_type != MODEL_TYPE:
+        if not hasattr(unwrapped, "peft_config") or family_of(unwrapped.config) is None:
             return full_state_dict(model, **options)
         with merged_lora_context(model, backup_adapters=True):
             weights = normalize_peft_param_name(full_state_dict(model, **options))

@@ -5,7 +5,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from verl_omni.models.humanomni.configuration import HumanOmniConfig
+from verl_omni.models.families import family_of
 
 
 @cache
@@ -23,8 +23,8 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
         validate(self, prompt_input, prompt_type)
         config = self.model_config.hf_config
-        if prompt_input["type"] == "token" and isinstance(config, HumanOmniConfig):
-            found = {config.video_token_id, config.audio_token_id}.intersection(prompt_input["prompt_token_ids"])
+        if prompt_input["type"] == "token" and (family := family_of(config)):
+            found = family.placeholders(config).intersection(prompt_input["prompt_token_ids"])
             if found:
                 raise VLLMValidationError(
                     f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."

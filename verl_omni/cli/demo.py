@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 from verl_omni.cli.tables import show
-from verl_omni.study.demo import Demo, draw_rewards, run_stages, summary
+from verl_omni.study.demo import FAMILIES, Demo, draw_rewards, run_stages, summary
 from verl_omni.study.stages import StageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder (default outputs/demo)")
+    parser.add_argument(
+        "--family", choices=list(FAMILIES), default="humanomni", help="model family (default humanomni)"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default outputs/demo, and the family if it is another)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
     parser.add_argument(
         "--variants",
@@ -26,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    demo = Demo(args.out.resolve(), args.seed, args.overrides, args.variants)
+    out = args.out or Path("outputs/demo" if args.family == "humanomni" else f"outputs/demo_{args.family}")
+    demo = Demo(out.resolve(), args.seed, args.overrides, args.variants, args.family)
     try:
         run_stages(demo)
     except StageError as error:

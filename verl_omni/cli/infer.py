@@ -12,9 +12,10 @@ import av
 from av.stream import Disposition
 
 from verl_omni.checkpoints import model_directory
-from verl_omni.media import MediaError, read_audio, read_video
+from verl_omni.media import MediaError, read_audio
 from verl_omni.media.child import Children
 from verl_omni.media.container import open_container
+from verl_omni.media.store import decode_frames
 from verl_omni.prompts import QUESTION, instruction
 
 ERRORS = (MediaError, FileNotFoundError)
@@ -85,16 +86,16 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
         MediaError: The clip does not decode.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoProcessor
 
-    import verl_omni.models  # noqa: F401  (registers model and processor)
+    from verl_omni.models.families import family_in
     from verl_omni.platforms.cpu import default_dtype
 
-    processor = AutoProcessor.from_pretrained(model)
+    family = family_in(model)
+    processor = family.load_processor(model)
     # In a child, since damaged clips make decoders abort.
     with closing(Children()) as children:
         read: dict[str, Callable[..., Any]] = {
-            "video": partial(read_video, num_frames=processor.num_frames),
+            "video": partial(decode_frames, num_frames=processor.num_frames, frame_format=processor.frame_format()),
             "audio": read_audio,
         }
         items = [{"type": sense, sense: children.call(read[sense], str(clip))} for sense in senses]
@@ -102,7 +103,7 @@ def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens:
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
     )
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=default_dtype())
+    network = family.load_model(model, dtype=default_dtype())
     network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = network.generate(
         **inputs.to(network.device, dtype=network.dtype),

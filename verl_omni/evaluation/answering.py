@@ -12,9 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoProcessor
 
-import verl_omni.models  # noqa: F401  (registers the processor)
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
 from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
@@ -29,7 +27,8 @@ from verl_omni.labels import options
 from verl_omni.media import MediaError
 from verl_omni.media.child import Children
 from verl_omni.media.store import Call, fingerprint, media_fingerprint, read_frames, read_sound
-from verl_omni.models.humanomni.processing import HumanOmniProcessor, question_of
+from verl_omni.models.families import family_in
+from verl_omni.models.humanomni.processing import question_of
 from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.prompts import asked
 
@@ -104,7 +103,7 @@ def evaluate(
         RowsError: Rows that are not as `verl_omni.data.row` says; none left without those of clips without sound.
         ResultsError: Rows without an id of their own, or a results file in use.
     """
-    processor = AutoProcessor.from_pretrained(model)
+    processor = family_in(model).load_processor(model)
     rows = load_rows([str(file) for file in files], PromptRow)
     keep_modalities(rows, settings.modalities)
     if question or with_options:
@@ -185,9 +184,7 @@ def file_print(source: str | list[str], known: dict[str, str]) -> str:
     return fingerprint([known[path] for path in paths])
 
 
-def load(
-    row: Row, answers: list[Answer], processor: HumanOmniProcessor, call: Call, aspect_ratio: str | None = None
-) -> Job:
+def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_ratio: str | None = None) -> Job:
     """Render a row's prompt and read its media, by ``call``; a file that cannot be read becomes the job's error."""
     wanted = processor.num_frames, processor.frame_format(aspect_ratio)
     try:
@@ -273,7 +270,7 @@ def answer_jobs(llm: Any, jobs: Iterator[Job], settings: Settings, image_mean: l
 
 
 def request_of(job: Job, variant: str, image_mean: list[float]) -> dict[str, Any]:
-    """vLLM's prompt for a row in a variant; the gate's question travels with the video."""
+    """vLLM's prompt for a row in a variant; the question of HumanOmni's gate travels with the video."""
     metadata = {"instruction": question_of(job.prompt)}
     videos = [blank_video(v, image_mean) if variant == VIDEO_BLANKED else v for v in job.videos]
     waves = [mute_audio(wave) if variant == AUDIO_MUTED else wave for wave in job.audios]

@@ -1,5 +1,6 @@
 """Frames as the model wants them: of one size, padded to squares or squashed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,18 +16,33 @@ class FrameFormat:
         size: Height and width in pixels; HumanOmni's by default.
         resample: Pillow's filter; 3 is bicubic.
         colour: To pad frames to squares with; None squashes them.
+        multiple: None, or what each side is to be a multiple of: then frames keep their ratio, about, and ``size`` says
+            how many pixels they have at most. (Qwen's patches.)
     """
 
     size: tuple[int, int] = (224, 224)
     resample: int = 3
     colour: tuple[int, int, int] | None = (127, 127, 127)
+    multiple: int | None = None
 
     def apply(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """Frames uint8 ``[H, W, 3]`` each -> uint8 ``[T, *size, 3]``."""
-        return np.stack([resize(frame, self.size, self.resample, self.colour) for frame in frames])
+        size = fitting(frames[0].shape[:2], self.size, self.multiple) if self.multiple else self.size
+        return np.stack([resize(frame, size, self.resample, self.colour) for frame in frames])
 
 
 HUMANOMNI = FrameFormat()
+
+
+def fitting(shape: tuple[int, int], size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Sides of as many pixels as ``size`` or somewhat less, in the ratio of ``shape``, both a multiple.
+
+    >>> fitting((720, 1280), (364, 364), 28)
+    (252, 476)
+    """
+    scale = math.sqrt(size[0] * size[1] / (shape[0] * shape[1]))
+    height, width = (max(multiple, int(side * scale / multiple + 1e-6) * multiple) for side in shape)
+    return height, width
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int, colour: Sequence[int] | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ itself. Logits and gradients are those of the plain forward. Independent of the 
 whose attention is ``sdpa`` or ``flash_attention_*`` takes ``shared_prompts=`` like any other keyword of attention.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from itertools import accumulate
@@ -62,6 +62,27 @@ def rows_of(
     else:
         rows = list(places)
     return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def media_of_rows(
+    rows: torch.Tensor, tokens: int, items: Iterable[tuple[Hashable, torch.Tensor, list[Hashable]]]
+) -> tuple[list[tuple | None], list[int]]:
+    """What each of ``rows_of``'s sequences shows (None: nothing), and how many of its tokens go to its media's end.
+
+    Args:
+        tokens: of the flattened batch.
+        items: a kind of media, where in the flattened batch the last placeholder of each stands, and their names.
+    """
+    clips: list[tuple] = [()] * len(rows)
+    ends = [0] * len(rows)
+    rank, owner = rows.new_zeros(2, tokens)
+    row, place = (rows >= 0).nonzero(as_tuple=True)
+    rank[rows[row, place]], owner[rows[row, place]] = place, row
+    for kind, last, names in items:
+        for row, end, name in zip(owner[last].tolist(), rank[last].tolist(), names, strict=False):
+            clips[row] += (kind, name)
+            ends[row] = max(ends[row], end + 1)
+    return [clip or None for clip in clips], ends
 
 
 def common_prefixes(

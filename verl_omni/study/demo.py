@@ -19,12 +19,9 @@ from rich.table import Table
 from verl_omni.checkpoints import latest
 from verl_omni.study.stages import execute, steps_in
 
-MODELS = {  # name in the table and the report -> recipe that trains it; None: as it comes
-    "HumanOmni-base": None,
-    "EMER-SFT": "emer_sft_cpu",
-    "MAFW-DFEW-SFT": "mafw_dfew_sft_cpu",
-    "R1-Omni": "r1omni_cpu",
-}
+# Model family -> the name of its untrained model in the table and the report, and what its recipes' names have.
+FAMILIES = {"humanomni": ("HumanOmni-base", ""), "qwen2_5_omni": ("Qwen2.5-Omni-base", "_qwen2_5_omni")}
+MODELS = {"EMER-SFT": "emer_sft{}_cpu", "MAFW-DFEW-SFT": "mafw_dfew_sft{}_cpu", "R1-Omni": "r1omni{}_cpu"}
 
 
 @dataclass
@@ -36,17 +33,21 @@ class Demo:
         seed: of the corpus, the tiny model and the trainers.
         overrides: Hydra overrides for the GRPO stages, as on their command line.
         variants: recipes that change GRPO; each makes a model of its own.
+        family: of ``FAMILIES``.
     """
 
     out: Path
     seed: int
     overrides: list[str]
     variants: list[str] = field(default_factory=list)
+    family: str = "humanomni"
 
     @property
     def models(self) -> dict[str, str | None]:
-        """Name -> recipe of each model, the variants' last."""
-        return MODELS | {f"R1-Omni+{variant}": f"[r1omni_cpu,{variant}]" for variant in self.variants}
+        """Name -> recipe of each model (None: as it comes), the variants' last."""
+        base, suffix = FAMILIES[self.family]
+        recipes = {name: recipe.format(suffix) for name, recipe in MODELS.items()}
+        return {base: None} | recipes | {f"R1-Omni+{v}": f"[{recipes['R1-Omni']},{v}]" for v in self.variants}
 
     @property
     def data(self) -> Path:
@@ -65,10 +66,10 @@ class Demo:
         if (self.data / "test.parquet").is_file() and (self.out / "base" / "config.json").is_file():
             return
         from verl_omni.corpora.demo import build_demo
-        from verl_omni.models.humanomni.tiny import build_tiny
+        from verl_omni.models.families import load
 
         build_demo(self.data, seed=self.seed)
-        build_tiny(self.out / "base", seed=self.seed)
+        load(self.family).build_tiny(self.out / "base", seed=self.seed)
 
     def supervised(self, name: str, rows: str) -> None:
         """Fine-tune the base with verl's SFT trainer."""
@@ -204,8 +205,8 @@ def run_stages(demo: Demo) -> None:
     demo.prepare()
     demo.supervised("EMER-SFT", "sft.parquet")
     demo.supervised("MAFW-DFEW-SFT", "train_sft.parquet")
-    for name, recipe in demo.models.items():
-        if recipe and "r1omni_cpu" in recipe:
+    for name in demo.models:
+        if name.startswith("R1-Omni"):
             demo.reinforce(name)
     for name in demo.models:
         demo.evaluate(name)

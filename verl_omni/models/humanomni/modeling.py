@@ -1,17 +1,19 @@
 """HumanOmni for transformers: Qwen2 whose placeholder embeddings are replaced by video and audio features."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen2Model
 from transformers.generation import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from verl_omni.media.cache import enabled
-from verl_omni.models.log_probs import BACKEND, log_probs_where_read, where_read
-from verl_omni.models.sharing import SharedPrompts, can_share, common_prefixes, decode_shared, rows_of, share_prompts
+from verl_omni.models.shared_forward import SharedForward
+from verl_omni.models.sharing import SharedPrompts, decode_shared
+from verl_omni.models.tower_outputs import fingerprints
 
 from .configuration import HumanOmniConfig
-from .shared_towers import SharedTowers, fingerprints
+from .shared_towers import SharedTowers
 
 MEDIA_INPUTS = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 
@@ -114,44 +116,33 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
             embeddings = place_features(embeddings, input_ids, token_id, features, length, name)
         return embeddings
 
-    def media_of_rows(
+    def media_items(
         self,
-        rows: torch.Tensor,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
         bert_input_ids: torch.Tensor | None,
         bert_attention_mask: torch.Tensor | None,
         input_features: torch.Tensor | None,
-    ) -> tuple[list[tuple | None], list[int]]:
-        """What each of ``models.sharing.rows_of``'s sequences shows (None: nothing), and how far its media reach."""
-        clips: list[tuple] = [()] * len(rows)
-        ends, config = [0] * len(rows), self.config
-        rank = torch.zeros_like(input_ids.flatten())
-        owner = torch.zeros_like(rank)
-        row, place = (rows >= 0).nonzero(as_tuple=True)
-        rank[rows[row, place]], owner[rows[row, place]] = place, row
-        for token_id, media, length in (
-            (config.video_token_id, pixel_values, None if pixel_values is None else self.tokens_of(pixel_values)),
-            (config.audio_token_id, input_features, config.num_audio_tokens),
-        ):
-            if media is None:
-                continue
+    ) -> Iterator[tuple[int, torch.Tensor, list]]:
+        """See ``SharedForward``."""
+        if pixel_values is not None:
+            length = self.tokens_of(pixel_values)
+            # A question changes what is seen.
+            questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
+            names = list(zip(fingerprints(pixel_values), questions, strict=True))
+            token_id = self.config.video_token_id
+            yield token_id, placeholder_positions(input_ids, token_id, length)[length - 1 :: length], names
+        if input_features is not None:
+            token_id, length = self.config.audio_token_id, self.config.num_audio_tokens
             last = placeholder_positions(input_ids, token_id, length)[length - 1 :: length]
-            names = fingerprints(media)
-            if media is pixel_values:  # a question changes what is seen
-                questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
-                names = list(zip(names, questions, strict=True))
-            for row, end, name in zip(owner[last].tolist(), rank[last].tolist(), names, strict=False):
-                clips[row] += (token_id, name)
-                ends[row] = max(ends[row], end + 1)
-        return [clip or None for clip in clips], ends
+            yield token_id, last, fingerprints(input_features)
 
     def tokens_of(self, pixel_values: torch.Tensor) -> int:
         """Tokens of each video of ``[V, T, 3, S, S]``."""
         return self.config.num_video_tokens // self.config.num_frames * pixel_values.shape[1]
 
 
-class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
+class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
     """HumanOmni with the names of R1-Omni's checkpoints.
 
     Example::
@@ -210,54 +201,17 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             "bert_attention_mask": bert_attention_mask,
             "input_features": input_features,
         }
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **media}
-        share = kwargs.get("use_cache") is False and self.can_share_prompts(**inputs)
-        if not share and temperature is None:
-            return super().forward(**inputs, **kwargs)
-        rows = rows_of(input_ids, attention_mask, position_ids)
-        names, ends = self.model.media_of_rows(rows, input_ids, **media)
-        leaders, common = common_prefixes(rows, input_ids, position_ids, names if share else [None] * len(rows))
-        plan = share_prompts(rows, leaders, common, input_ids.numel())
-        if temperature is None:
-            return super().forward(**inputs, shared_prompts=plan, **kwargs)
-        kwargs.pop("return_dict", None)
-        hidden = self.model(**inputs, shared_prompts=plan, **kwargs).last_hidden_state
-        labels = input_ids.roll(-1, -1) if shift_labels is None else shift_labels
-        read, source = where_read(rows, leaders, common, ends, input_ids.numel())
-        return log_probs_where_read(hidden, labels, self.lm_head.weight, temperature, read, source)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return self.forward_shared(inputs, media, temperature, shift_labels, **kwargs)
 
-    def can_share_prompts(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | dict | None,
-        position_ids: torch.Tensor | None,
-        pixel_values,
-        input_features,
-        **_,
-    ) -> bool:
-        """Whether this forward is of a kind in which prompts may be computed once."""
-        return (
-            enabled()
-            and input_ids is not None
-            and not input_ids.is_meta
-            and position_ids is not None
-            and not (pixel_values is None and input_features is None)
-            and (attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2))
-            and can_share(self.config._attn_implementation)
-            and not self.model.has_sliding_layers
-        )
+    def media_items(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[tuple]:
+        return self.model.media_items(input_ids, **media)
 
-    @property
-    def _verl_fused_kernels_backend(self) -> str:
-        return BACKEND
+    def forward_plain(self, **inputs) -> CausalLMOutputWithPast:
+        return super().forward(**inputs)
 
-    @_verl_fused_kernels_backend.setter
-    def _verl_fused_kernels_backend(self, backend: str) -> None:
-        # What verl does before it replaces the forward by one that drops media.
-        raise ValueError(
-            f"use_fused_kernels with impl_backend={backend} would train HumanOmni without its media: set "
-            f"fused_kernel_options.impl_backend={BACKEND}"
-        )
+    def hidden_states(self, **inputs) -> torch.Tensor:
+        return self.model(**inputs).last_hidden_state
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
         inputs = super().prepare_inputs_for_generation(

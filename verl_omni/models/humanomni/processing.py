@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from verl_omni.media import read_audio, read_video
 from verl_omni.media.cache import processed_once
 from verl_omni.media.resize import FrameFormat
+from verl_omni.models.chat import ChatMedia
 
 from .configuration import audio_tokens, video_tokens
 
@@ -30,7 +30,7 @@ MEDIA_TAGS = re.compile(
 )
 
 
-class HumanOmniProcessor(ProcessorMixin):
+class HumanOmniProcessor(ChatMedia, ProcessorMixin):
     """Tokenizer, BERT tokenizer, SigLIP image processor and Whisper feature extractor in one.
 
     Args:
@@ -50,6 +50,7 @@ class HumanOmniProcessor(ProcessorMixin):
     """
 
     video_token, audio_token = VIDEO_TOKEN, AUDIO_TOKEN
+    call_options = (*ChatMedia.call_options, "prompt_style", "aspect_ratio")
 
     def __init__(
         self,
@@ -239,44 +240,6 @@ class HumanOmniProcessor(ProcessorMixin):
             return_tensors="pt",
         )
         return {"bert_input_ids": batch["input_ids"], "bert_attention_mask": batch["attention_mask"]}
-
-    def apply_chat_template(self, conversation, tokenize: bool = False, return_dict: bool = False, **kwargs):
-        """Render, and with ``tokenize`` process, a conversation (or a list of them).
-
-        Media items are ``{"type": "video" | "audio", "path" | "video" | "audio": file, folder, frames or wave}``; files
-        are read by :mod:`verl_omni.media`. ``**kwargs`` go to the template, and to :meth:`__call__` if they are its own
-        or in ``processor_kwargs``.
-        """
-        processor_kwargs = {**(kwargs.pop("processor_kwargs", None) or {})}
-        for name in ("prompt_style", "aspect_ratio", "return_tensors", "padding", "padding_side", "video_metadata"):
-            if name in kwargs:
-                processor_kwargs[name] = kwargs.pop(name)
-        text = super().apply_chat_template(conversation, tokenize=False, **kwargs)
-        if not tokenize:
-            return text
-        conversations = conversation if isinstance(text, list) else [conversation]
-        items = [
-            item
-            for messages in conversations
-            for message in messages
-            if not isinstance(message["content"], str)
-            for item in message["content"]
-        ]
-        videos = [self.load(item, "video") for item in items if item["type"] == "video"]
-        audio = [self.load(item, "audio") for item in items if item["type"] == "audio"]
-        inputs = self(text=text, videos=videos or None, audio=audio or None, **processor_kwargs)
-        return inputs if return_dict else inputs["input_ids"]
-
-    def load(self, item: dict, kind: str):
-        """Frames or wave of a chat's media item; arrays and PIL images pass as they are."""
-        source = item["path"] if "path" in item else item[kind]
-        if isinstance(source, np.ndarray | torch.Tensor) or (
-            isinstance(source, list) and not isinstance(source[0], str)
-        ):
-            return source
-        if kind == "video":
-            return read_video(source, self.num_frames)
-        return read_audio(source, self.feature_extractor.sampling_rate)
 
 
 def check_option(name: str, value: str, allowed: tuple[str, ...]) -> str:

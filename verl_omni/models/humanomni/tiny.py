@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 
@@ -97,11 +98,13 @@ def corpus() -> list[str]:
     return [prompt, QUESTION, "assistant\n", *answers] * 4
 
 
-def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen2's splitting rules; special tokens after the text's, as in Qwen2."""
-    room = VOCAB_SIZE - len(SPECIAL_TOKENS) - 2
+def train_tokenizer(
+    texts: list[str], vocab_size: int = VOCAB_SIZE, special_tokens: Collection[str] = SPECIAL_TOKENS
+) -> Qwen2Tokenizer:
+    """Byte-level BPE with Qwen2's splitting rules; special tokens after the text's, as in Qwen2, and room for two."""
+    room = vocab_size - len(special_tokens) - 2
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=room, show_progress=False)
-    tokenizer.add_tokens(SPECIAL_TOKENS, special_tokens=True)
+    tokenizer.add_tokens(list(special_tokens), special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer
 

@@ -1,0 +1,276 @@
+"""Qwen2.5-Omni: what surrounds upstream's processor and model changes nothing of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+from verl_omni.data.row import conversation
+from verl_omni.media import read_audio, read_video
+from verl_omni.models import tower_outputs
+from verl_omni.models.families import family_in, load
+
+FAMILY = load("qwen2_5_omni")
+QUESTIONS = ("Is this person happy?", "Is this person sad? Why?")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    return FAMILY.build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def processor(directory):
+    return FAMILY.load_processor(directory)
+
+
+@pytest.fixture
+def model(directory):
+    tower_outputs.TOWER_OUTPUTS.clear()
+    return FAMILY.load_model(directory, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def thinker(directory):
+    return Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def media(processor, name="landscape.mp4"):
+    frames = read_video(GOLDEN / "clips" / name, processor.num_frames)
+    return processor.frame_format().apply(frames), read_audio(GOLDEN / "clips" / name)
+
+
+def inputs_of(processor, name="landscape.mp4", question=QUESTIONS[0], senses=("video", "audio"), **options):
+    found = dict(zip(("video", "audio"), media(processor, name), strict=True))
+    content = [*({"type": sense, sense: found[sense]} for sense in senses), {"type": "text", "text": question}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt", **options,
+    )  # fmt: skip
+
+
+def positions_of(processor, inputs) -> torch.Tensor:
+    """As verl's agent loop asks for them, ``[4, 1, L]``."""
+    grids = {"image_grid_thw": None, "video_grid_thw": inputs.get("video_grid_thw")}
+    positions, _ = processor.get_rope_index(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **grids,
+        **processor.get_rope_index_kwargs(inputs),
+    )  # fmt: skip
+    return torch.cat([torch.arange(positions.shape[-1])[None, None], positions])
+
+
+def batch_of(processor, samples: list[dict], packed: bool) -> dict:
+    """As verl's engine makes it of prompts: padded on the right, or packed."""
+    positions = [positions_of(processor, sample) for sample in samples]
+    batch = {
+        key: torch.cat([sample[key] for sample in samples if key in sample])
+        for key in ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
+    }
+    if packed:
+        ids = torch.cat([sample["input_ids"] for sample in samples], dim=1)
+        return batch | {"input_ids": ids, "attention_mask": None, "position_ids": torch.cat(positions, dim=2)}
+    longest = max(sample["input_ids"].shape[1] for sample in samples)
+
+    def padded(tensor):
+        return torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
+
+    return batch | {
+        "input_ids": torch.cat([padded(sample["input_ids"]) for sample in samples]),
+        "attention_mask": torch.cat([padded(sample["attention_mask"]) for sample in samples]),
+        "position_ids": torch.cat([padded(position) for position in positions], dim=1),
+    }
+
+
+def with_answer(sample: dict, *tokens: int) -> dict:
+    ids = torch.cat([sample["input_ids"], torch.tensor([tokens])], dim=1)
+    return {**sample, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_patches_are_upstreams_formula(processor):
+    """Of `_preprocess` in transformers' video_processing_qwen2_vl, in numpy, patch by patch."""
+    frames, _ = media(processor, "portrait.mp4")
+    inputs = inputs_of(processor, "portrait.mp4")
+    video = processor.video_processor
+    mean, std = (np.float32(values)[None] * 255 for values in (video.image_mean, video.image_std))
+    pixels = ((frames.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)  # [T, 3, H, W]
+    time, height, width = inputs["video_grid_thw"][0].tolist()
+    assert (2 * time, 14 * height, 14 * width) == (len(frames), *frames.shape[1:3])
+    expected = [
+        pixels[2 * t : 2 * t + 2, :, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(1, 0, 2, 3).ravel()
+        for t in range(time)
+        for row in range(0, height, 2)
+        for column in range(0, width, 2)
+        for y in (row, row + 1)
+        for x in (column, column + 1)
+    ]
+    assert np.abs(inputs["pixel_values_videos"].numpy() - np.stack(expected)).max() <= 1e-6
+
+
+def test_frames_keep_their_ratio_and_upstream_resizes_them_no_more(processor, directory, tmp_path):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    published = shutil.copytree(directory, tmp_path / "published")
+    config = json.loads((published / "processor_config.json").read_text())
+    for name in ("size", "num_frames", "do_resize"):  # as published directories have them
+        config["video_processor"].pop(name)
+    (published / "processor_config.json").write_text(json.dumps(config))
+    reader = FAMILY.load_processor(published)
+    assert reader.num_frames == 8
+    for shape in ((720, 1280), (1080, 1920), (480, 640), (240, 320), (640, 480), (224, 224), (360, 640)):
+        [frame] = reader.frame_format().apply([np.zeros((*shape, 3), np.uint8)])
+        height, width = frame.shape[:2]
+        assert smart_resize(height, width, 28, 128 * 28 * 28, 768 * 28 * 28) == (height, width)
+        assert height * width <= 169 * 28 * 28
+        assert height / width == pytest.approx(shape[0] / shape[1], rel=0.13)
+    frames, _ = media(reader)
+    reader(text=["<|VIDEO|>"], videos=[frames], return_tensors="pt")  # raises where it would have to resize
+
+
+@pytest.mark.parametrize("senses", [("video", "audio"), ("video",), ("audio",), ()])
+def test_the_processor_is_upstreams(processor, directory, senses):
+    upstream = AutoProcessor.from_pretrained(directory)
+    assert type(upstream).__module__.startswith("transformers.")
+    frames, wave = media(processor)
+    ours = inputs_of(processor, senses=senses)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [*({"type": s} for s in senses), {"type": "text", "text": QUESTIONS[0]}]}],
+        add_generation_prompt=True,
+    )
+    theirs = upstream(
+        text=[text], videos=[frames] if "video" in senses else None, audio=[wave] if "audio" in senses else None,
+        return_tensors="pt",
+    )  # fmt: skip
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@torch.no_grad()
+def test_the_model_is_upstreams(processor, model, thinker, interleaved):
+    inputs = inputs_of(processor, use_audio_in_video=interleaved)
+    expected = thinker(**inputs, use_audio_in_video=interleaved).logits
+    batch = {key: value for key, value in inputs.items() if key != "video_second_per_grid"}
+    found = model(**batch, position_ids=positions_of(processor, inputs), use_cache=False).logits
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("train_towers", [False, True])
+def test_sharing_changes_neither_logits_nor_gradients(processor, model, thinker, packed, train_towers, monkeypatch):
+    model.train_towers = train_towers
+    model.train()
+    clips = [inputs_of(processor, name) for name in ("landscape.mp4", "portrait.mp4")]
+    samples = [with_answer(clips[index], *answer) for index, answer in ((0, (5, 6)), (0, (5, 7, 8)), (1, (9,)))]
+    batch = batch_of(processor, samples, packed)
+    results = {}
+    for sharing in ("0", "1"):
+        monkeypatch.setenv("VERL_OMNI_SHARING", sharing)
+        computed = []
+        handle = model.thinker.model.norm.register_forward_hook(
+            lambda _, inputs, __, computed=computed: computed.append(inputs[0].shape[:2].numel())
+        )
+        logits = model(**batch, use_cache=False).logits
+        handle.remove()
+        kept = logits[0] if packed else logits[batch["attention_mask"].bool()]
+        kept.square().mean().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        results[sharing] = kept.detach(), gradients, computed[0]
+    (plain, plain_gradients, all_tokens), (shared, gradients, fewer) = results["0"], results["1"]
+    assert fewer < all_tokens
+    assert (plain - shared).abs().max() <= 1e-5
+    assert plain_gradients.keys() == gradients.keys()
+    assert any("visual" in name for name in gradients) == train_towers
+    assert all(torch.allclose(gradients[n], g, atol=1e-5, rtol=1e-3) for n, g in plain_gradients.items())
+    alone = [thinker(**sample).logits[0] for sample in samples]
+    assert (shared - torch.cat(alone)).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_frozen_towers_see_a_clip_once(processor, model, monkeypatch):
+    seen = []
+    for tower in model.towers:
+        tower.register_forward_hook(lambda *_: seen.append(1))
+    clip = inputs_of(processor)
+    batch = batch_of(processor, [with_answer(clip, 5), with_answer(clip, 6)], packed=False)
+    for _ in range(2):
+        model(**batch, use_cache=False)
+    assert len(seen) == 2
+    monkeypatch.setenv("VERL_OMNI_SHARING", "0")
+    model(**batch, use_cache=False)
+    assert len(seen) == 4
+
+
+def test_the_published_layout_is_loaded_and_exported_without_the_talker(directory, tmp_path, processor):
+    """Upstream's directories have the talker's weights beside the thinker's, and another name of the class."""
+    published = shutil.copytree(directory, tmp_path / "published")
+    weights = load_file(published / "model.safetensors")
+    assert all(name.startswith("thinker.") for name in weights)
+    save_file(weights | {"talker.model.norm.weight": torch.ones(4)}, published / "model.safetensors", {"format": "pt"})
+    config = json.loads((published / "config.json").read_text())
+    config |= {"architectures": ["Qwen2_5OmniModel"], "enable_audio_output": True}
+    (published / "config.json").write_text(json.dumps(config))
+    model = AutoModelForImageTextToText.from_pretrained(published)
+    assert type(model).__module__.startswith("verl_omni.")
+    model.save_pretrained(tmp_path / "export")
+    processor.save_pretrained(tmp_path / "export")
+    exported = json.loads((tmp_path / "export/config.json").read_text())
+    assert exported["architectures"] == ["Qwen2_5OmniForConditionalGeneration"]
+    assert load_file(tmp_path / "export/model.safetensors").keys() == weights.keys()
+    saved = json.loads((tmp_path / "export/processor_config.json").read_text())
+    assert saved["processor_class"] == "Qwen2_5OmniProcessor"
+    assert family_in(tmp_path / "export") is FAMILY
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_vllm_gets_one_placeholder_for_each_medium(processor, interleaved):
+    ids = inputs_of(processor, use_audio_in_video=interleaved)["input_ids"][0].tolist()
+    text = processor.tokenizer.decode(processor.collapse_placeholders(ids))
+    sound = "" if interleaved else "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    assert f"user\n<|vision_bos|><|VIDEO|><|vision_eos|>{sound}Is this" in text
+
+
+def test_verl_loads_the_processor_and_bans_what_stands_for_media(directory):
+    from verl.utils import hf_processor
+    from verl.workers.rollout.utils import get_vision_placeholder_token_ids
+
+    import verl_omni.plugin  # noqa: F401
+
+    processor = hf_processor(str(directory))
+    banned = processor.tokenizer.convert_ids_to_tokens(get_vision_placeholder_token_ids(processor))
+    assert set(banned) == {"<|VIDEO|>", "<|AUDIO|>", "<|IMAGE|>", "<|vision_bos|>", "<|audio_bos|>"}
+
+
+def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
+    from omegaconf import OmegaConf
+
+    from verl_omni.corpora.demo import build_demo
+    from verl_omni.data.dataset import OmniSFTDataset
+    from verl_omni.data.files import read_rows
+
+    rows = build_demo(tmp_path, n_train=4, n_test=4, n_sft=4)["sft"]
+    config = OmegaConf.create({"max_length": 304, "truncation": "error", "pad_mode": "no_padding"})
+    row = OmniSFTDataset([str(rows)], processor.tokenizer, config, processor)[0]
+    asked = read_rows(rows)[0]
+    messages = conversation(asked["messages"][:1], asked["videos"], asked["audios"])
+    for item in messages[0]["content"][:2]:
+        sense = item["type"]
+        item[sense] = dict(zip(("video", "audio"), media_of(processor, item[sense]), strict=True))[sense]
+    prompt = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
+    length = prompt["input_ids"].shape[1]
+    assert torch.equal(row["input_ids"][:length], prompt["input_ids"][0])
+    assert torch.equal(row["position_ids"][:, :length], positions_of(processor, prompt)[:, 0])
+    assert row["position_ids"].shape == (4, len(row["input_ids"]))
+    assert (row["position_ids"][:, length:].diff() == 1).all()
+
+
+def media_of(processor, path):
+    return processor.frame_format().apply(read_video(path, processor.num_frames)), read_audio(path)

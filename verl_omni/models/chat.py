@@ -1,0 +1,50 @@
+"""Chats with media for processors of all families."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from verl_omni.media import read_audio, read_video
+
+
+class ChatMedia:
+    """Renders a chat and processes its media, read by :mod:`verl_omni.media`; for a ``ProcessorMixin``."""
+
+    # Keywords of ``apply_chat_template`` that go to ``__call__``.
+    call_options: tuple[str, ...] = ("return_tensors", "padding", "padding_side", "video_metadata")
+
+    def apply_chat_template(self, conversation, tokenize: bool = False, return_dict: bool = False, **kwargs):
+        """Render, and with ``tokenize`` process, a conversation (or a list of them).
+
+        Media items are ``{"type": "video" | "audio", "path" | "video" | "audio": file, folder, frames or wave}``.
+        ``**kwargs`` go to the template, and to :meth:`__call__` if they are its own or in ``processor_kwargs``.
+        """
+        options = {**(kwargs.pop("processor_kwargs", None) or {})}
+        options |= {name: kwargs.pop(name) for name in self.call_options if name in kwargs}
+        text = super().apply_chat_template(conversation, tokenize=False, **kwargs)
+        if not tokenize:
+            return text
+        conversations = conversation if isinstance(text, list) else [conversation]
+        items = [
+            item
+            for messages in conversations
+            for message in messages
+            if not isinstance(message["content"], str)
+            for item in message["content"]
+        ]
+        videos = [self.load(item, "video") for item in items if item["type"] == "video"]
+        audio = [self.load(item, "audio") for item in items if item["type"] == "audio"]
+        inputs = self(text=text, videos=videos or None, audio=audio or None, **options)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def load(self, item: dict, kind: str) -> Any:
+        """Frames or wave of a chat's media item; arrays and PIL images pass as they are."""
+        source = item["path"] if "path" in item else item[kind]
+        if isinstance(source, np.ndarray | torch.Tensor) or (
+            isinstance(source, list) and not isinstance(source[0], str)
+        ):
+            return source
+        if kind == "video":
+            return read_video(source, self.num_frames)
+        return read_audio(source, self.feature_extractor.sampling_rate)

@@ -1,0 +1,131 @@
+"""Upstream's processor of Qwen2.5-Omni, with what this package's datasets and verl ask a processor for."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from transformers import BatchFeature, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.models.qwen2_5_omni import processing_qwen2_5_omni as upstream
+
+from verl_omni.media.resize import FrameFormat
+from verl_omni.models.chat import ChatMedia
+
+# Of a directory that says nothing else, as the published ones: what fits a clip of a few seconds at the 2 frames a
+# second of upstream's own tools, and up to 13 x 13 tokens for two frames: upstream's processor takes no less than 128.
+NUM_FRAMES, SIDE = 8, 364
+
+
+class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
+    """Upstream's in all it makes of media and text; under its name, which a saved directory carries.
+
+    Media come as the dataset reads them: frames in ``frame_format()``, which upstream's processor resizes no more.
+    Positions are spaced for upstream's default of 2 frames a second.
+    """
+
+    call_options = (*ChatMedia.call_options, "use_audio_in_video")
+
+    @property
+    def num_frames(self) -> int:
+        return self.video_processor.num_frames or NUM_FRAMES
+
+    @property
+    def patch_size(self) -> int:
+        return self.video_processor.patch_size
+
+    @property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @property
+    def video_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.video_token)
+
+    @property
+    def audio_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.audio_token)
+
+    def frame_format(self, aspect_ratio: str | None = None) -> FrameFormat:
+        """Frames in their own ratio, as upstream has them; ``pad`` or ``squash`` make squares of them."""
+        config = self.video_processor
+        multiple = config.patch_size * config.merge_size
+        side = min(SIDE, int(config.size["longest_edge"] ** 0.5) // multiple * multiple)
+        colour = tuple(int(mean * 255) for mean in config.image_mean) if aspect_ratio == "pad" else None
+        return FrameFormat((side, side), int(config.resample), colour, None if aspect_ratio else multiple)
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: None = None,
+        videos: Sequence[np.ndarray] | None = None,
+        audio: Sequence[np.ndarray] | None = None,
+        video_metadata: Sequence[dict | None] | None = None,
+        aspect_ratio: str | None = None,
+        use_audio_in_video: bool = False,
+        **kwargs,
+    ) -> BatchFeature:
+        """Upstream's, see there.
+
+        Args:
+            text: prompts with one placeholder per video and sound, or none at all, as verl has it after generation.
+            videos: each uint8 ``[T, H, W, 3]``.
+            audio: mono float waves ``[samples]`` at 16 kHz.
+            video_metadata, aspect_ratio: what other families need, and ``frame_format`` knew.
+            use_audio_in_video: the sound's tokens among the video's, in chunks of two seconds, and none elsewhere.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [""])
+        if use_audio_in_video:
+            sound = self.audio_bos_token + self.audio_token + self.audio_eos_token
+            texts = [prompt.replace(sound, "") for prompt in texts]
+        waves = None if audio is None else [np.asarray(wave, dtype=np.float32) for wave in audio]
+        return super().__call__(
+            text=texts, images=images, videos=videos, audio=waves, use_audio_in_video=use_audio_in_video, **kwargs
+        )
+
+    def get_rope_index(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """TMRoPE's positions ``[3, B, L]`` of prompts and answers ``[B, L]``, by upstream's code.
+
+        Args:
+            media: ``video_grid_thw``, and what ``get_rope_index_kwargs`` adds.
+        """
+        model, config = Qwen2_5OmniThinkerForConditionalGeneration, self.config.thinker_config
+        thinker = SimpleNamespace(
+            config=config,
+            spatial_merge_size=config.vision_config.spatial_merge_size,
+            get_llm_pos_ids_for_vision=partial(model.get_llm_pos_ids_for_vision, None),
+            get_chunked_index=partial(model.get_chunked_index, None),
+        )
+        interleaved = (input_ids[:, :-1] == config.vision_start_token_id) & (
+            input_ids[:, 1:] == config.audio_start_token_id
+        )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return model.get_rope_index(
+            thinker, input_ids, attention_mask=mask, use_audio_in_video=bool(interleaved.any()), **media
+        )
+
+    def get_rope_index_kwargs(self, multi_modal_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What TMRoPE depends on besides ids and grids: the sounds' lengths, and the time between grids."""
+        mask, seconds = (multi_modal_inputs.get(key) for key in ("feature_attention_mask", "video_second_per_grid"))
+        sounds = {} if mask is None else {"audio_seqlens": mask.sum(-1)}
+        return sounds if seconds is None else sounds | {"second_per_grids": torch.as_tensor(seconds)}
+
+    def collapse_placeholders(self, prompt_ids: list[int]) -> list[int]:
+        """One placeholder for each medium: vLLM expands each, and would expand expanded ones again.
+
+        A sound among its video's tokens has none, nor its own begin and end: the video's stand for both.
+        """
+        media = {self.image_token_id, self.video_token_id, self.audio_token_id}
+        collapsed, interleaved = [], False
+        for is_media, group in groupby(prompt_ids, media.__contains__):
+            run = list(group)
+            if not is_media:
+                collapsed += run[1:] if interleaved else run
+            elif interleaved := len(set(run)) > 1:
+                collapsed[-1] = self.video_token_id
+            else:
+                collapsed.append(run[0])
+        return collapsed

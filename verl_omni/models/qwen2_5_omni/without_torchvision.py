@@ -1,0 +1,69 @@
+"""Upstream's video processor of Qwen2-VL where torchvision is missing, as beside a CPU build of PyTorch.
+
+transformers and vLLM import torchvision at the top of what they have for the family, and need one formula of it, as
+long as frames have their size already; which the datasets of this package see to.
+"""
+
+import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
+import torch
+import transformers
+from transformers import image_processing_backends, video_processing_utils
+from transformers.models.auto import video_processing_auto
+from transformers.utils import is_torchvision_available
+
+FUNCTIONAL = "torchvision.transforms.v2.functional"
+
+
+def normalize(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """torchvision's: float ``[..., C, H, W]``, mean and std ``[C]``."""
+    return image.sub(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
+def resize(self: object, image: torch.Tensor, size: SimpleNamespace, **_: object) -> torch.Tensor:
+    """The method of upstream's video processor, where there is nothing to do.
+
+    Raises:
+        ValueError: frames that do not have the size.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) != (size.height, size.width):
+        raise ValueError(
+            f"frames of {height} x {width} pixels, {size.height} x {size.width} wanted: install torchvision, which "
+            "resizes them, or pass frames of the processor's `frame_format()`"
+        )
+    return image
+
+
+def import_processors() -> None:
+    """Import upstream's modules, with the formulas above in place of torchvision if it is missing."""
+    if is_torchvision_available():
+        return
+    parents = FUNCTIONAL.split(".")
+    stand_ins = {name: ModuleType(name) for name in (".".join(parents[: end + 1]) for end in range(len(parents)))}
+    for name, module in stand_ins.items():
+        module.__spec__ = ModuleSpec(name, None)
+    stand_ins["torchvision.transforms.v2"].functional = functional = stand_ins[FUNCTIONAL]
+    functional.InterpolationMode = None  # in annotations
+    sys.modules.update(stand_ins)
+    try:
+        for kind in ("image", "video"):
+            module = importlib.import_module(f"transformers.models.qwen2_vl.{kind}_processing_qwen2_vl")
+    finally:
+        for name in stand_ins:  # nobody else is to take them for torchvision
+            del sys.modules[name]
+    processor = module.Qwen2VLVideoProcessor
+    processor.resize = resize
+    formulas = SimpleNamespace(normalize=normalize, grayscale_to_rgb=lambda video: video)
+    image_processing_backends.tvF = video_processing_utils.tvF = formulas
+    # Where transformers looks them up, and has placeholders that raise.
+    sys.modules["transformers.models.qwen2_vl"].Qwen2VLVideoProcessor = processor
+    transformers.Qwen2VLVideoProcessor = processor
+    transformers.BaseVideoProcessor = video_processing_utils.BaseVideoProcessor
+    transformers.AutoVideoProcessor = video_processing_auto.AutoVideoProcessor
+
+
+import_processors()

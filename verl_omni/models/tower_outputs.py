@@ -1,0 +1,131 @@
+"""One tower pass per clip: for the trainer's model, which meets a clip in each rollout, in actor and in reference.
+
+The samples of a batch that have the same clip (and question) are encoded and projected as one; autograd adds up what
+reaches them, so that gradients are those of encoding each. The frozen towers' outputs are kept across passes, for the
+actor and the reference of a process alike, until the actor was updated: rollouts want the memory. vLLM has an encoder
+cache of its own.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from verl_omni.media.cache import ContentCache
+
+# On the towers' device, in each process. A full-size clip with sound is 6.2 MB in bfloat16.
+TOWER_OUTPUTS = ContentCache(max_bytes=512 * 2**20)
+TRAINED: set[Hashable] = set()  # keys of those that passes with gradients have read since the last update
+FINGERPRINTS = WeakTensorKeyDictionary()  # tensor -> (its version, ``fingerprints`` of it)
+ROW = 2048  # words of 8 bytes that are hashed at a time
+
+
+def encode_once(
+    tower: nn.Module,
+    encode: Callable[[list[int]], Sequence[torch.Tensor]],
+    skip: Callable[[], object],
+    clips: list[Hashable],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """A frozen tower's output for each of ``clips``, of which only those that are not kept yet are computed.
+
+    Args:
+        encode: indices of clips -> what the tower makes of each; called at most once.
+        skip: called in its place if all are kept, since other ranks may not have them.
+    """
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    keys = [(weights_fingerprint(tower), device, autocast, clip) for clip in clips]
+    if torch.is_grad_enabled():
+        TRAINED.update(keys)
+    known = {key: TOWER_OUTPUTS.find(key) for key in keys}
+    missing = {key: index for index, key in enumerate(keys) if known[key] is None}
+    fresh: dict[Hashable, torch.Tensor] = {}
+    if missing:
+        encoded = encode(list(missing.values()))
+        fresh = {key: output.clone() for key, output in zip(missing, encoded, strict=True)}
+    else:
+        skip()
+    outputs = [fresh.get(key, known[key]) for key in keys]
+    if not any(output.is_inference() for output in outputs):  # such a tensor could not take part in training later
+        for key, output in fresh.items():
+            TOWER_OUTPUTS.get(key, lambda output=output: output)
+    return outputs
+
+
+@register_optimizer_step_post_hook
+def drop_trained(*_: object) -> None:
+    """After the update that a clip was for, nothing reads its outputs."""
+    TOWER_OUTPUTS.clear(TRAINED)
+    TRAINED.clear()
+
+
+def watch_weights(tower: nn.Module) -> None:
+    """Prepare a frozen tower for ``encode_once``: it is to know when weights are loaded."""
+    forget_fingerprint(tower)
+    tower.register_load_state_dict_post_hook(forget_fingerprint)
+
+
+def forget_fingerprint(tower: nn.Module, *_: object) -> None:
+    tower.content = None
+
+
+def weights_fingerprint(tower: nn.Module) -> Hashable:
+    """Of a frozen tower's parameters, computed when they were loaded or changed; a copy of the tower computes its own.
+
+    Weights written through ``.data``, which autograd does not count as a change, need ``forget_fingerprint``.
+    """
+    parameters = [p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters()]
+    state = (id(tower), parameters[0].dtype, sum(0 if p.is_inference() else p._version for p in parameters))
+    if tower.content is None or tower.content[0] != state:
+        tower.content = (state, (parameters[0].dtype, *(fingerprint(p.detach()) for p in parameters)))
+    return tower.content[1]
+
+
+def distinct(keys: list[Hashable]) -> tuple[list[int], list[int]]:
+    """Index of each distinct key's first occurrence, and for each key which of those is its own."""
+    first: dict[Hashable, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    place = {key: number for number, key in enumerate(first)}
+    return list(first.values()), [place[key] for key in keys]
+
+
+def fingerprints(items: torch.Tensor) -> list[Hashable]:
+    """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers."""
+    version = None if items.is_inference() else items._version  # that one does not say whether it was changed
+    known, names = FINGERPRINTS.get(items, (None, []))
+    if version is None or version != known:
+        names = [tuple(row) for row in torch.stack([_hash(item) for item in items]).tolist()]
+        FINGERPRINTS[items] = version, names
+    return names
+
+
+def fingerprint(tensor: torch.Tensor) -> Hashable:
+    return (tuple(tensor.shape), *_hash(tensor).tolist())
+
+
+@torch.no_grad()
+def _hash(tensor: torch.Tensor) -> torch.Tensor:
+    """128 bits of a tensor's content, int64 ``[2]``: two multilinear hashes (mod 2^64), by rows and then over rows.
+
+    Computed where the tensor lies: a GPU would otherwise wait for the host to hash megabytes.
+    """
+    bits = tensor.contiguous().flatten().view(torch.uint8)
+    words = nn.functional.pad(bits, (0, -len(bits) % (8 * ROW))).view(torch.int64).view(-1, ROW)  # [rows, ROW]
+    columns, rows = _random(ROW, tensor.device), _random(len(words), tensor.device)
+    lanes = []
+    for lane in (0, 1):
+        row_hashes = (words * columns[lane]).sum(dim=1)
+        lanes.append(((row_hashes ^ (row_hashes >> 29)) * rows[lane]).sum())
+    return torch.stack(lanes)
+
+
+@lru_cache(maxsize=64)
+def _random(length: int, device: torch.device) -> torch.Tensor:
+    """Odd int64 numbers ``[2, length]``, always the same."""
+    generator = torch.Generator().manual_seed(length)
+    return (torch.randint(-(2**62), 2**62, (2, length), generator=generator) * 2 + 1).to(device)
