@@ -40,11 +40,11 @@ def fastest_ms(plain: Callable[[], object], now: Callable[[], object], repeats: 
     return {which: min(seconds[1:]) * 1000 for which, seconds in times.items()}  # the first warms up
 
 
-def make_clip(path: Path, width: int, height: int) -> Path:
+def make_clip(path: Path, width: int, height: int, seconds: int = SECONDS) -> Path:
     """Write a moving pattern and a tone as mp4: H.264 at x264's defaults, AAC."""
     y, x = np.mgrid[:height, :width]
-    frames = (np.stack([x + 3 * i, 2 * y + i, x * y // 50 + i], axis=-1).astype(np.uint8) for i in range(SECONDS * FPS))
-    tone = 0.3 * np.sin(0.05 * np.arange(SECONDS * SAMPLING_RATE, dtype=np.float32))
+    frames = (np.stack([x + 3 * i, 2 * y + i, x * y // 50 + i], axis=-1).astype(np.uint8) for i in range(seconds * FPS))
+    tone = 0.3 * np.sin(0.05 * np.arange(seconds * SAMPLING_RATE, dtype=np.float32))
     return write_clip(path, frames, tone, FPS, SAMPLING_RATE)
 
 

@@ -27,10 +27,10 @@ def measure_decodes(clip: Path, processor: HumanOmniProcessor, decodes: int = 10
     process, results = psutil.Process(), {}
     for which in ("plain", "now"):
         with plain_or_shared(which == "plain"):
-            for number in range(decodes + warm_up):
-                if number == warm_up:
+            for number in range(-(warm_up if which == "now" else 50), decodes):  # plain has no cache to fill
+                if number == 0:
                     before = process.memory_info().rss
-                os.utime(clip, ns=(number, number))  # for the cache another file
+                os.utime(clip, ns=(10**9 + number,) * 2)  # for the cache another file
                 processor.process_frames(cache.read_video_once(clip, 8))
                 processor.process_wave(cache.read_audio_once(clip), 16000)
             results[which] = (process.memory_info().rss - before) / 2**20
@@ -45,8 +45,8 @@ def measure_training(model: Path, steps: int = 500) -> Figures:
         optimizer = torch.optim.AdamW(p for p in actor.parameters() if p.requires_grad)
         generator = torch.Generator().manual_seed(0)
         with plain_or_shared(which == "plain"):
-            for number in range(steps + 50):
-                if number == 50:
+            for number in range(-50, steps):
+                if number == 0:
                     before = process.memory_info().rss
                 step(actor, reference, synthetic_batch(actor.config, generator))
                 optimizer.step()
@@ -76,8 +76,8 @@ def measure_update(processor_of: Path, rollouts: int | None = None) -> tuple[str
             check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         before, peak = map(float, child.stdout.split())
-        results.setdefault("peak memory of an update, GB", {})[which] = peak
-        results.setdefault("of which the update's own, GB", {})[which] = peak - before
+        results.setdefault("peak memory of a process that updates, GB", {})[which] = peak
+        results.setdefault("peak memory of an update above weights and AdamW, GB", {})[which] = peak - before
     how = "in full, bfloat16, allocated" if gpu else "1/8, float32, resident"
     return (
         f"update by {rollouts} rollouts of 1,020 tokens, 0.5B's widths, vocabulary {VOCABULARY:,}, depths {how}",

@@ -28,7 +28,9 @@ def messages_about(clip: Path) -> list[dict]:
     return [{"role": "user", "content": [*media, {"type": "text", "text": instruction()}]}]
 
 
-async def roll_out(clip: Path, processor: HumanOmniProcessor) -> list[dict[str, torch.Tensor]]:
+async def roll_out(
+    clip: Path, processor: HumanOmniProcessor, rollouts: int = ROLLOUTS
+) -> list[dict[str, torch.Tensor]]:
     """What verl's agent-loop worker does with the media of a prompt's rollouts, at once; no text is generated.
 
     Returns:
@@ -58,7 +60,7 @@ async def roll_out(clip: Path, processor: HumanOmniProcessor) -> list[dict[str, 
             inputs = AgentLoopWorker._compute_multi_modal_inputs(worker, output, torch.tensor(ids))
         return inputs
 
-    return await asyncio.gather(*(one() for _ in range(ROLLOUTS)))
+    return await asyncio.gather(*(one() for _ in range(rollouts)))
 
 
 def measure_prompt(clip: Path, processor: HumanOmniProcessor) -> Figures:

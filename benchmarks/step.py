@@ -69,18 +69,18 @@ class Study:
         with patch.dict(os.environ, own_process):
             self.llm = start_engine(folder, settings, arguments)
 
-    def roll_out(self, tokens: int) -> Batch:
+    def roll_out(self, rollouts: int, tokens: int) -> Batch:
         """The rollouts by verl's agent loop and vLLM, as a batch for the trainer."""
         from vllm import SamplingParams
 
-        inputs = asyncio.run(roll_out(self.clip, self.processor))
+        inputs = asyncio.run(roll_out(self.clip, self.processor, rollouts))
         requests = [
             {
                 "prompt_token_ids": list(self.ids),
                 "multi_modal_data": {"video": [cache.read_video_once(self.clip, 8)],
                                      "audio": [(cache.read_audio_once(self.clip), 16000)]},
             }
-            for _ in range(ROLLOUTS)
+            for _ in range(rollouts)
         ]  # fmt: skip
         sampling = SamplingParams(max_tokens=tokens, temperature=1.0, top_k=50, ignore_eos=True, detokenize=False)
         outputs = self.llm.generate(requests, sampling, use_tqdm=False)
@@ -89,13 +89,13 @@ class Study:
         batch = {**media, "input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def generate(self, tokens: int) -> Batch:
+    def generate(self, rollouts: int, tokens: int) -> Batch:
         """The rollouts by transformers, as the original has them."""
         inputs = self.processor.apply_chat_template(
             messages_about(self.clip), tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
         )
         batch = {
-            name: tensor.repeat(ROLLOUTS, *[1] * (tensor.dim() - 1)).to(self.device) for name, tensor in inputs.items()
+            name: tensor.repeat(rollouts, *[1] * (tensor.dim() - 1)).to(self.device) for name, tensor in inputs.items()
         }
         ids = self.actor.generate(
             **batch, do_sample=True, top_k=50, temperature=1.0, max_new_tokens=tokens, min_new_tokens=tokens
@@ -110,13 +110,13 @@ class Study:
         self.llm.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
 
-    def run(self, way: str, tokens: int = ANSWER) -> dict[str, float]:
+    def run(self, way: str, rollouts: int = ROLLOUTS, tokens: int = ANSWER) -> dict[str, float]:
         """One step."""
         self.forget()
         counts: Counter = Counter()
         with plain_or_shared(way != "now"), timed_towers(counts):
             start = time.perf_counter()
-            batch = self.generate(tokens) if way == "original" else self.roll_out(tokens)
+            batch = (self.generate if way == "original" else self.roll_out)(rollouts, tokens)
             self.synchronize()
             rolled_out = time.perf_counter()
             if way == "original":
@@ -149,7 +149,7 @@ def measure_whole_step(clip: Path, processor: HumanOmniProcessor, folder: Path) 
     with patch.dict(os.environ, VERL_OMNI_MEDIA_CACHE=str(folder / "media")):
         study = Study(clip, processor, folder / "full_size")
         for way in WAYS:
-            study.run(way, tokens=2)  # warm up
+            study.run(way, rollouts=1, tokens=2)  # warm up
         for _ in range(5 if gpu else 2):
             for way in WAYS:
                 for name, value in study.run(way).items():

@@ -21,7 +21,7 @@ GRPO_FIGURES = {  # verl's metric -> figure
 PLAIN = ("trainer.v1.sampler.custom_sampler={path:null,name:null}",)  # verl's own, which asks every two seconds
 
 
-def measure_grpo(folder: Path, model: Path, steps: int = 6) -> Figures:
+def measure_grpo(folder: Path, model: Path, steps: int = 5) -> Figures:
     """The demo's GRPO, by verl's own timings: medians over its steps but the first two, and peak host memory.
 
     Args:
@@ -42,7 +42,11 @@ def measure_grpo(folder: Path, model: Path, steps: int = 6) -> Figures:
             *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder / which}"),
             *(PLAIN if which == "plain" else ()),
         ]
-        environment = {"VERL_FILE_LOGGER_PATH": str(metrics), "VERL_OMNI_SHARING": "0" if which == "plain" else "1"}
+        environment = {
+            "VERL_FILE_LOGGER_PATH": str(metrics),
+            "VERL_OMNI_SHARING": "0" if which == "plain" else "1",
+            "VERL_OMNI_MEDIA_CACHE": str(folder / "media"),
+        }
         memory = PeakMemory()
         memory.start()
         execute(f"{steps} GRPO steps, {which}", command, folder / f"{which}.log", environment, steps_in(metrics))
