@@ -274,3 +274,43 @@ def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
 
 def media_of(processor, path):
     return processor.frame_format().apply(read_video(path, processor.num_frames)), read_audio(path)
+
+
+@pytest.fixture(scope="module")
+def vllm_processor(directory):
+    pytest.importorskip("vllm")
+    from verl_omni import plugin  # before vLLM: on a CPU it answers for the distribution `vllm`
+
+    plugin.register_vllm()
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    limits = {"video": 1, "audio": 1, "image": 0}
+    return MULTIMODAL_REGISTRY.create_processor(
+        ModelConfig(str(directory), dtype="float32", limit_mm_per_prompt=limits)
+    )
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("senses", [("video", "audio"), ("video",), ("audio",)])
+def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, vllm_processor, senses, interleaved):
+    if interleaved and len(senses) < 2:
+        pytest.skip("both senses in one stream")
+    options = {"use_audio_in_video": True} if interleaved else {}
+    inputs = inputs_of(processor, senses=senses, **options)
+    ids = inputs["input_ids"][0].tolist()
+    found = dict(zip(("video", "audio"), media(processor), strict=True))
+    data = {sense: [found[sense]] for sense in senses}
+    if "video" in data:
+        data["video"] = [(found["video"], {"instruction": QUESTIONS[0]})]  # as the dataset has it
+    items = vllm_processor.info.parse_mm_data(data)
+    options |= {"sampling_rate": 16000} if "audio" in senses else {}  # verl's agent loop adds it
+    output = vllm_processor(processor.collapse_placeholders(ids), items, None, hf_processor_mm_kwargs=options)
+    assert output["prompt_token_ids"] == ids
+    if "video" in senses:
+        [video] = [item.get_data() for item in output["mm_kwargs"]["video"]]
+        assert torch.equal(video["pixel_values_videos"], inputs["pixel_values_videos"])
+    if "audio" in senses:
+        [sound] = [item.get_data() for item in output["mm_kwargs"]["audio"]]
+        heard = inputs["input_features"][0][:, inputs["feature_attention_mask"][0].bool()]
+        assert torch.equal(sound["input_audio_features"], heard)

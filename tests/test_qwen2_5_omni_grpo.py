@@ -1,0 +1,57 @@
+"""GRPO of Qwen2.5-Omni through verl's `main_ppo` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_grpo import SMALL, answer_with_vllm, run, train
+
+from verl_omni.models.families import load
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A small demo corpus and a tiny model."""
+    from verl_omni.corpora.demo import build_demo
+
+    folder = tmp_path_factory.mktemp("study")
+    build_demo(folder / "data", n_train=32, n_test=4, n_sft=4)
+    load("qwen2_5_omni").build_tiny(folder / "base")
+    return folder
+
+
+def changed_weights(before: Path, after: Path) -> set[str]:
+    old, new = (load_file(path / "model.safetensors") for path in (before, after))
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name].to(old[name].dtype))}
+
+
+def test_rollouts_have_the_actors_probabilities_and_the_checkpoint_is_a_model(study):
+    overrides = (*SMALL, "trainer.total_training_steps=2", "trainer.save_freq=2")
+    steps = train(study, "grpo", "r1omni_qwen2_5_omni_cpu", *overrides)
+    assert sorted(steps) == [1, 2]
+    for step in steps.values():
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
+        assert step["actor/grad_norm"] > 0
+        assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
+    exported = study / "grpo" / "global_step_2" / "actor" / "huggingface"
+    changed = changed_weights(study / "base", exported)
+    assert any(name.startswith("thinker.model.layers") for name in changed)
+    assert not any("visual" in name or "audio_tower" in name for name in changed), "the towers are frozen"
+    answer_with_vllm(exported, study)
+
+
+def test_fine_tuning_trains_the_thinker_alone(study):
+    command = [
+        *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_qwen2_5_omni_cpu"),
+        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=1"),
+        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=4", f"trainer.default_local_dir={study / 'sft'}"),
+    ]
+    run(study, "sft", command)
+    changed = changed_weights(study / "base", study / "sft" / "global_step_3" / "huggingface")
+    assert any(name.startswith("thinker.model.layers") for name in changed)
+    assert not any("visual" in name or "audio_tower" in name for name in changed)
