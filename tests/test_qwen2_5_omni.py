@@ -150,11 +150,10 @@ def test_the_processor_is_upstreams(processor, directory, senses):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
 @torch.no_grad()
-def test_the_model_is_upstreams(processor, model, thinker, interleaved):
-    inputs = inputs_of(processor, use_audio_in_video=interleaved)
-    expected = thinker(**inputs, use_audio_in_video=interleaved).logits
+def test_the_model_is_upstreams(processor, model, thinker):
+    inputs = inputs_of(processor)
+    expected = thinker(**inputs).logits
     batch = {key: value for key, value in inputs.items() if key != "video_second_per_grid"}
     found = model(**batch, position_ids=positions_of(processor, inputs), use_cache=False).logits
     assert torch.equal(found, expected)
@@ -228,12 +227,15 @@ def test_the_published_layout_is_loaded_and_exported_without_the_talker(director
     assert family_in(tmp_path / "export") is FAMILY
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_vllm_gets_one_placeholder_for_each_medium(processor, interleaved):
-    ids = inputs_of(processor, use_audio_in_video=interleaved)["input_ids"][0].tolist()
+def test_vllm_gets_one_placeholder_for_each_medium(processor):
+    ids = inputs_of(processor)["input_ids"][0].tolist()
     text = processor.tokenizer.decode(processor.collapse_placeholders(ids))
-    sound = "" if interleaved else "<|audio_bos|><|AUDIO|><|audio_eos|>"
-    assert f"user\n<|vision_bos|><|VIDEO|><|vision_eos|>{sound}Is this" in text
+    assert "user\n<|vision_bos|><|VIDEO|><|vision_eos|><|audio_bos|><|AUDIO|><|audio_eos|>Is this" in text
+
+
+def test_one_stream_of_video_and_sound_is_refused(processor):
+    with pytest.raises(ValueError, match="two items"):
+        inputs_of(processor, processor_kwargs={"use_audio_in_video": True})
 
 
 def test_verl_loads_the_processor_and_bans_what_stands_for_media(directory):
@@ -291,20 +293,16 @@ def vllm_processor(directory):
     )
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("senses", [("video", "audio"), ("video",), ("audio",)])
-def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, vllm_processor, senses, interleaved):
-    if interleaved and len(senses) < 2:
-        pytest.skip("both senses in one stream")
-    options = {"use_audio_in_video": True} if interleaved else {}
-    inputs = inputs_of(processor, senses=senses, **options)
+def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, vllm_processor, senses):
+    inputs = inputs_of(processor, senses=senses)
     ids = inputs["input_ids"][0].tolist()
     found = dict(zip(("video", "audio"), media(processor), strict=True))
     data = {sense: [found[sense]] for sense in senses}
     if "video" in data:
         data["video"] = [(found["video"], {"instruction": QUESTIONS[0]})]  # as the dataset has it
     items = vllm_processor.info.parse_mm_data(data)
-    options |= {"sampling_rate": 16000} if "audio" in senses else {}  # verl's agent loop adds it
+    options = {"sampling_rate": 16000} if "audio" in senses else {}  # verl's agent loop adds it
     output = vllm_processor(processor.collapse_placeholders(ids), items, None, hf_processor_mm_kwargs=options)
     assert output["prompt_token_ids"] == ids
     if "video" in senses:

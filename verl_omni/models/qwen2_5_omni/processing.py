@@ -25,8 +25,6 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
     Positions are spaced for upstream's default of 2 frames a second.
     """
 
-    call_options = (*ChatMedia.call_options, "use_audio_in_video")
-
     @property
     def num_frames(self) -> int:
         return self.video_processor.num_frames or NUM_FRAMES
@@ -73,16 +71,18 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
             videos: each uint8 ``[T, H, W, 3]``.
             audio: mono float waves ``[samples]`` at 16 kHz.
             video_metadata, aspect_ratio: what other families need, and ``frame_format`` knew.
-            use_audio_in_video: the sound's tokens among the video's, in chunks of two seconds, and none elsewhere.
+
+        Raises:
+            ValueError: video and sound as one stream.
         """
-        texts = [text] if isinstance(text, str) else list(text or [""])
         if use_audio_in_video:
-            sound = self.audio_bos_token + self.audio_token + self.audio_eos_token
-            texts = [prompt.replace(sound, "") for prompt in texts]
+            raise ValueError(
+                "use_audio_in_video: vLLM (0.28) numbers the positions of such a stream otherwise than transformers, and "
+                "rollouts would not have the actor's probabilities; leave video and sound as two items"
+            )
+        texts = [text] if isinstance(text, str) else list(text or [""])
         waves = None if audio is None else [np.asarray(wave, dtype=np.float32) for wave in audio]
-        return super().__call__(
-            text=texts, images=images, videos=videos, audio=waves, use_audio_in_video=use_audio_in_video, **kwargs
-        )
+        return super().__call__(text=texts, images=images, videos=videos, audio=waves, **kwargs)
 
     def get_rope_index(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor | None
@@ -99,13 +99,8 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
             get_llm_pos_ids_for_vision=partial(model.get_llm_pos_ids_for_vision, None),
             get_chunked_index=partial(model.get_chunked_index, None),
         )
-        interleaved = (input_ids[:, :-1] == config.vision_start_token_id) & (
-            input_ids[:, 1:] == config.audio_start_token_id
-        )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return model.get_rope_index(
-            thinker, input_ids, attention_mask=mask, use_audio_in_video=bool(interleaved.any()), **media
-        )
+        return model.get_rope_index(thinker, input_ids, attention_mask=mask, **media)
 
     def get_rope_index_kwargs(self, multi_modal_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What TMRoPE depends on besides ids and grids: the sounds' lengths, and the time between grids."""
@@ -114,18 +109,7 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
         return sounds if seconds is None else sounds | {"second_per_grids": torch.as_tensor(seconds)}
 
     def collapse_placeholders(self, prompt_ids: list[int]) -> list[int]:
-        """One placeholder for each medium: vLLM expands each, and would expand expanded ones again.
-
-        A sound among its video's tokens has none, nor its own begin and end: the video's stand for both.
-        """
-        media = {self.image_token_id, self.video_token_id, self.audio_token_id}
-        collapsed, interleaved = [], False
-        for is_media, group in groupby(prompt_ids, media.__contains__):
-            run = list(group)
-            if not is_media:
-                collapsed += run[1:] if interleaved else run
-            elif interleaved := len(set(run)) > 1:
-                collapsed[-1] = self.video_token_id
-            else:
-                collapsed.append(run[0])
-        return collapsed
+        """One placeholder for each medium: vLLM expands each, and would expand expanded ones again."""
+        media = {self.video_token_id, self.audio_token_id}
+        runs = ((token, list(run)) for token, run in groupby(prompt_ids))
+        return [token for kind, run in runs for token in (run[:1] if kind in media else run)]
