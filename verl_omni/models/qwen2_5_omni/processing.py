@@ -77,7 +77,7 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
         """
         if use_audio_in_video:
             raise ValueError(
-                "use_audio_in_video: vLLM (0.28) numbers the positions of such a stream otherwise than transformers, and "
+                "use_audio_in_video: vLLM (0.28) gives such a stream other positions than transformers does, and "
                 "rollouts would not have the actor's probabilities; leave video and sound as two items"
             )
         texts = [text] if isinstance(text, str) else list(text or [""])
