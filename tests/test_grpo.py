@@ -83,12 +83,18 @@ def train(study: Path, name: str, recipe: str, *overrides: str) -> dict[int, dic
 
 
 def run(study: Path, name: str, arguments: list[str]) -> None:
-    process = start(study, name, arguments)
+    before, process = queues(), start(study, name, arguments)
     try:
         status = process.wait(timeout=900)
+        time.sleep(5)
+        assert not queues() - before, "vLLM's shared memory is left"
     finally:
         kill(process)
     assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
+
+
+def queues() -> set[Path]:
+    return set(Path("/dev/shm").glob("psm_*"))
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -123,6 +129,7 @@ def killed(study) -> Killed:
             time.sleep(0.1)
         kill(process)
         before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
+        tracker.write_text("")  # as a kill leaves it while verl notes a checkpoint
         after = train(study, "killed", "r1omni_cpu", *overrides)
     return Killed(before, checkpoint, after, study / "killed" / "global_step_3" / "actor" / "huggingface")
 

@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
@@ -46,7 +48,7 @@ print(json.dumps({
     "configuration": type(config).__name__,
     "flops": FlopsCounter(config).estimate_flops([100, 200], 1.0)[0] > 0,
     "hydra": sorted(c.__name__ for kind in (ConfigSource, SearchPathPlugin) for c in Plugins.instance().discover(kind)
-                    if c.__module__ == "verl_omni.recipe"),
+                    if c.__module__ == "verl_omni.recipe_source"),
 }))
 """
 STARTED = """
@@ -352,14 +354,42 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_that_asks_for_the_plug_in_is_marked_and_no_other(asked, monkeypatch):
+    constants_ppo = SimpleNamespace(PPO_RAY_RUNTIME_ENV={"env_vars": {}})
+    monkeypatch.setattr(sys, "argv", ["main_ppo.py", "+recipe=r1omni" if asked else "data.train_files=x"])
+    plugin.mark_run(constants_ppo)
+    assert constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"] == ({plugin.RUN: "1"} if asked else {})
+
+
+def test_others_engines_are_not_watched(monkeypatch):
+    monkeypatch.setattr(plugin.multiprocessing, "parent_process", multiprocessing.current_process)
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "EngineCore")
+    started = []
+    monkeypatch.setattr(plugin.threading, "Thread", lambda **_: started.append(1) or SimpleNamespace(start=list))
+    monkeypatch.delenv(plugin.RUN, raising=False)
+    plugin.end_with_parent()
+    assert not started
+    monkeypatch.setenv(plugin.RUN, "1")
+    plugin.end_with_parent()
+    assert started
+
+
 def test_vllms_engine_ends_when_its_server_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"],
+        cwd=tmp_path,
+        env={**os.environ, plugin.RUN: "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     name = next(line for line in parent.stdout if line.startswith("psm_"))  # vLLM logs to it, too
     shared_memory = Path("/dev/shm", name.strip())
     assert shared_memory.is_file()
     children = psutil.Process(parent.pid).children(recursive=True)  # the engine, and Python's resource tracker
     assert len(children) == 2
+    time.sleep(3)  # it looks for its queues every 2 s
     for process in children:
         if "resource_tracker" in " ".join(process.cmdline()):
             process.kill()  # as Ray does

@@ -492,16 +492,16 @@ def test_a_run_killed_while_it_noted_a_checkpoint_goes_on_from_it(tmp_path):
     tracker = tmp_path / "latest_checkpointed_iteration.txt"
     tracker.touch()
     with pytest.raises(SystemExit, match="is empty, and no checkpoint lies beside it"):
-        recipe.CheckPaths("remedy").on_job_start(config)
+        recipe.CheckPaths("remedy").on_run_start(config)
     for step in (9, 10, 11):
         (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
     for step in (9, 10):  # the data loader's state comes last
         (tmp_path / f"global_step_{step}" / "data.pt").touch()
     with pytest.warns(UserWarning, match="is empty, as a kill leaves it; going on from global_step_10"):
-        recipe.CheckPaths("remedy").on_job_start(config)
+        recipe.CheckPaths("remedy").on_run_start(config)
     assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_10")
     tracker.write_text("9")
-    recipe.CheckPaths("remedy").on_job_start(config)
+    recipe.CheckPaths("remedy").on_run_start(config)
     assert tracker.read_text() == "9", "what is on record stays"
 
 

@@ -2,8 +2,7 @@
 
 import warnings
 from pathlib import Path
-
-from omegaconf import OmegaConf
+from types import ModuleType
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -66,6 +65,6 @@ def model_directory(path: Path) -> Path:
     return model
 
 
-def register_resolver(_omegaconf: object = None) -> None:
+def register_resolver(omegaconf: ModuleType) -> None:
     """Make ``${latest:RUN}`` known to OmegaConf, in each process of verl: some of them resolve a recipe anew."""
-    OmegaConf.register_new_resolver("latest", lambda run: str(latest(run)), replace=True)
+    omegaconf.OmegaConf.register_new_resolver("latest", lambda run: str(latest(run)), replace=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 from packaging.specifiers import SpecifierSet
@@ -60,6 +61,7 @@ class Hook:
 
 
 INSTALLED: set[Hook] = set()
+RUN = "VERL_OMNI_RUN"  # set in the environment of vLLM's processes that this package's commands and runs start
 problem = ""  # why nothing is registered
 # Words on a command line of verl that ask for this package.
 ASKED_BY = ("+recipe=", "pkg://verl_omni", "accuracy_format")
@@ -68,6 +70,11 @@ HOOKS = tuple(Hook(**row) for row in yaml.safe_load(Path(__file__).with_name("ho
 
 class RegistrationError(SystemExit):
     """A run asked for what could not be registered. A SystemExit: verl logs other exceptions at DEBUG and goes on."""
+
+
+def is_asked() -> bool:
+    """Whether the command line asks for this package (``ASKED_BY``)."""
+    return any(word in argument for argument in sys.argv for word in ASKED_BY)
 
 
 def check_versions() -> None:
@@ -99,7 +106,7 @@ def register() -> None:
     Where that cannot be done, nothing is installed, and a warning says why: verl and vLLM go on for others' runs.
 
     Raises:
-        RegistrationError: if the command line asks for this package (``ASKED_BY``).
+        RegistrationError: if the command line asks for this package.
     """
     global problem
     try:
@@ -109,27 +116,37 @@ def register() -> None:
             hook.install()
     except (RuntimeError, ImportError) as error:
         problem = f"verl_omni is not registered: {error}"
-        if any(word in argument for argument in sys.argv for word in ASKED_BY):
+        if is_asked():
             raise RegistrationError(problem) from error
         warnings.warn(problem, stacklevel=2)
+
+
+def mark_run(constants_ppo: ModuleType) -> None:
+    """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package."""
+    if is_asked():
+        constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = "1"
 
 
 def end_with_parent() -> None:
     """Let one of vLLM's own processes end, with its shared memory, when the one that started it was killed.
 
-    vLLM's engine would wait for requests for ever. An actor of Ray that ends kills its children, Python's resource
-    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm.
+    vLLM's engine would wait for requests for ever. Ray ends an actor by killing its children, Python's resource
+    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm. vLLM's worker ends by itself
+    then, within 0.1 s: too soon to look for them. In a run of this package alone (``RUN``).
     """
     parent = multiprocessing.parent_process()
 
     def watch(parent: BaseProcess) -> None:
-        parent.join()
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            if "/dev/shm/psm_" in line:
-                Path(line.split(maxsplit=5)[5]).unlink(missing_ok=True)
+        queues: set[Path] = set()
+        while parent.is_alive():
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            queues |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line}
+            parent.join(2)
+        for queue in queues:
+            queue.unlink(missing_ok=True)
         os._exit(1)
 
-    if parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
+    if RUN in os.environ and parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
         threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 

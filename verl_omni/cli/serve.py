@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import verl_omni.plugin  # noqa: F401  (answers for `vllm` on a CPU)
     from verl_omni.platforms.cpu import default_dtype
+    from verl_omni.plugin import RUN  # and answers for `vllm` on a CPU
 
+    os.environ[RUN] = "1"
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")  # from an allowed domain to any other
     # The model comes first.
     defaults = ("--dtype", default_dtype(), *DEFAULTS)

@@ -30,6 +30,7 @@ from verl_omni.media.store import Call, fingerprint, media_fingerprint, read_fra
 from verl_omni.models.families import family_in
 from verl_omni.models.humanomni.processing import question_of
 from verl_omni.platforms.cpu import is_cpu_only
+from verl_omni.plugin import RUN
 from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
@@ -211,6 +212,7 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> Any:
     """A `vllm.LLM` for the model, on a GPU or a CPU."""
+    os.environ[RUN] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the scores
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # the engine must not inherit threads or a driver
