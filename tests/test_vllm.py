@@ -1,6 +1,7 @@
 """A vLLM engine with HumanOmni gives the log-probabilities of the transformers model, whatever its caches do."""
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ import torch
 from conftest import CASES as GOLDEN_CASES
 from conftest import Golden, frames_of, sound
 
+from benchmarks.faults import claim_a_billion_frames
 from verl_omni.media import read_audio, read_video
 from verl_omni.models import HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 
@@ -361,13 +363,24 @@ def test_vllm_serve_answers_a_chat_with_a_clip(server, converted):
         found, abs=1e-3
     )
 
+    # Bytes on which the decoder aborts cost their own request, not the server.
+    killer = base64.b64encode(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes())).decode()
+    content[0] = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{killer}"}}
+    assert "the decoder crashes" in refused(server, content)
+    with urllib.request.urlopen(query, timeout=60) as reply:
+        assert json.load(reply)["prompt_token_ids"] == answer["prompt_token_ids"]
+
     # Closed unless opened: reached from this machine alone, and fetching nothing, not even from it.
     address = urllib.parse.urlsplit(server)
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", address.port), timeout=5):
         pass
     content[0] = {"type": "video_url", "video_url": {"url": f"http://{address.netloc}/health"}}
+    assert "none.invalid" in refused(server, content)
+
+
+def refused(server: str, content: list) -> str:
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
     query = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(query, timeout=60)
-    assert "none.invalid" in refused.value.read().decode()
+    return error.value.read().decode()
