@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from verl_omni.__main__ import main
+from verl_omni.cli.prepare import READERS
 from verl_omni.corpora import dfew, emer, mafw, original, ravdess
 from verl_omni.corpora.listing import CorpusError
 from verl_omni.data.files import read_rows, write_rows
+from verl_omni.errors import InputError
 from verl_omni.media import read_audio, read_video
 from verl_omni.prompts import QUESTION, instruction
 
@@ -204,7 +206,7 @@ def test_emer_rows_carry_the_reasoning(emer_root: Path, tmp_path: Path) -> None:
 
 
 def test_emer_clip_without_label_is_an_error(emer_root: Path) -> None:
-    put_text(emer_root / "label-disdim.csv", "name,discrete,valence\n")
+    put_text(emer_root / "label-disdim.csv", "name,discrete,valence\nother,happy,0\n")
     with pytest.raises(CorpusError, match=r"no label for 1 clips, e\.g\. sample_00000000"):
         emer.read(emer_root)
 
@@ -236,7 +238,7 @@ def test_original_json_is_written_as_the_original_reads_it(dfew_root: Path, tmp_
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({}, "a dict found"),
+        ({}, "a dict found in it"),
         ([{"video": "a.mp4"}], "entry 0: `video` and `conversations` of turns"),
         ([{"video": "a.mp4", "conversations": []}], r"entry 0 \(a.mp4\): 0 answers"),
     ],
@@ -244,7 +246,7 @@ def test_original_json_is_written_as_the_original_reads_it(dfew_root: Path, tmp_
 def test_original_json_of_another_form_names_the_entry(tmp_path: Path, entries: object, message: str) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps(entries))
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(InputError, match=message):
         original.read(path, tmp_path)
 
 
@@ -260,5 +262,19 @@ def test_rows_are_read_from_verls_formats(tmp_path: Path, suffix: str) -> None:
 
 
 def test_rows_file_of_another_kind_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows.csv: rows are read from \.parquet"):
-        read_rows(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match=r"rows.txt: rows are read from \.parquet"):
+        read_rows(tmp_path / "rows.txt")
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path, capsys) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_bytes("path,label\n片段.mp4,happy\n".encode("gbk"))
+    with pytest.raises(InputError, match=r"clips\.csv: not readable as \.csv \('utf-8' codec"):
+        read_rows(table)
+
+
+def test_a_bug_keeps_its_traceback(dfew_root: Path, tmp_path: Path, monkeypatch) -> None:
+    """What is wrong with the input is said in a line; any other error is not the user's."""
+    monkeypatch.setitem(READERS, "dfew", lambda root: int("bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["prepare", "dfew", "--root", str(dfew_root), "--out", str(tmp_path)])

@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from verl_omni.errors import InputError
+
 # name -> one-line help; each command is a module of verl_omni.cli, imported only when it runs.
 COMMANDS = {
     "demo": "the whole study on a CPU with a tiny model and a corpus made on the spot",
@@ -30,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_arguments(subparser)
             subparser.epilog = getattr(command, "EPILOG", None)
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
-            subparser.set_defaults(run=command.run, errors=getattr(command, "ERRORS", ()))
+            subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except args.errors as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

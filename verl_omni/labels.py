@@ -10,6 +10,8 @@ training; at evaluation it is if, and only if, that is asked for. The words are 
 import json
 from pathlib import Path
 
+from verl_omni.errors import InputError
+
 _TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 LABELS: dict[str, tuple[str, ...]] = {corpus: tuple(words) for corpus, words in _TABLES["authors"].items()}
 VOCABULARIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -43,11 +45,11 @@ def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
     """
     known = VOCABULARIES[vocabulary]
     if corpus not in known:
-        raise ValueError(f"unknown corpus {corpus!r}; known: {', '.join(known)}")
+        raise InputError(f"unknown corpus {corpus!r}; known: {', '.join(known)}")
     for word in known[corpus]:
         if canonical(word) == canonical(label):
             return word
-    raise ValueError(
+    raise InputError(
         f"label {label!r} is not one of {corpus}'s ({', '.join(known[corpus])}); "
         "correct the annotation or add the spelling to the aliases in verl_omni/labels.json"
     )

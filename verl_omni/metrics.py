@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
+from verl_omni.errors import InputError
 from verl_omni.rewards.lexicon import emotion_of
 from verl_omni.rewards.wheel import emotion_list, harmonic_mean, sectors, set_scores
 
@@ -97,7 +98,7 @@ def _scores_by_wheel(labels: Sequence[str], predictions: Sequence[str], level: i
     ]
     wheels = [[row for row in wheel if row] for wheel in zip(*rows, strict=True)]
     if not any(wheels):
-        raise ValueError(f"no label of {sorted(set(labels))[:5]} is in an emotion wheel")
+        raise InputError(f"no label of {sorted(set(labels))[:5]} is in an emotion wheel")
     return [wheel for wheel in wheels if wheel]
 
 

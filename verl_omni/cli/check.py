@@ -6,6 +6,7 @@ from pathlib import Path
 
 from verl_omni.checkpoints import model_directory
 from verl_omni.data.check import MEDIA_CHECKS, NO_AUDIO_POLICIES, check_media, load_rows
+from verl_omni.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             rows = load_rows([file])
             check_media(rows, num_frames, args.media_check, args.no_audio, frame_format)
             print(f"{file}: {len(rows)} rows, all usable")
-        except (OSError, ValueError) as error:  # RowsError among them
+        except (OSError, InputError) as error:
             problems.append(str(error))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-ERRORS = (OSError, ValueError)  # ConversionError among them
 EPILOG = """examples:
   python -m verl_omni convert HumanOmni-0.5B --vision siglip-base-patch16-224 --audio whisper-large-v3 \\
       --bert bert-base-uncased --out humanomni-0.5b

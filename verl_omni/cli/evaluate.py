@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
 )
-ERRORS = (OSError, ValueError)  # ResultsError and RowsError among them
 EPILOG = """writes to --out:
   NAME.jsonl         one line per answer; run the same command again to go on after an interruption
   NAME.scores.json   WAR, UAR, recalls, confusion, intervals, by corpus and variant"""

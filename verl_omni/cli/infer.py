@@ -18,8 +18,6 @@ from verl_omni.media.container import open_container
 from verl_omni.media.store import decode_frames
 from verl_omni.prompts import QUESTION, instruction
 
-ERRORS = (MediaError, FileNotFoundError)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clip", type=Path, help="video, gif, sound file, or folder of frames")

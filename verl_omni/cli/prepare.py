@@ -28,7 +28,6 @@ READERS: dict[str, Callable[..., Listing]] = {
     "original": original.read,
     "csv": table.read,
 }
-ERRORS = (OSError, ValueError)  # CorpusError and RowsError among them
 OF_READERS = ("fold", "actors", "annotations")  # options that some readers have
 
 EPILOG = """writes to --out:

@@ -3,11 +3,7 @@
 import argparse
 from pathlib import Path
 
-from verl_omni.evaluation.results import ResultsError
-from verl_omni.report.curves import LogError
 from verl_omni.report.page import write_report
-
-ERRORS = (ResultsError, LogError, OSError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from verl_omni.corpora.listing import Clip
 from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
+from verl_omni.errors import InputError
 from verl_omni.media.write import write_clip
 from verl_omni.prompts import instruction
 
@@ -57,12 +58,12 @@ def build_demo(
         The rows files: ``sft``, ``train`` and ``test``, and ``train_sft``, the training clips with bare labels.
 
     Raises:
-        ValueError: a number of clips that four labels can't share evenly.
+        InputError: a number of clips that four labels can't share evenly.
     """
     sizes = {"sft": n_sft, "train": n_train, "test": n_test}
     for split, size in sizes.items():
         if size <= 0 or size % len(LABEL_OF):
-            raise ValueError(
+            raise InputError(
                 f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, one share per label"
             )
     out_dir = Path(out_dir).resolve()

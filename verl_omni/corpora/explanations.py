@@ -9,8 +9,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from verl_omni.corpora import table
 from verl_omni.corpora.listing import Clip, CorpusError
+from verl_omni.data.files import read_rows
 
 RULES = "rules"
 # Emotion -> what a face shows, and how a voice is.
@@ -28,7 +28,7 @@ def explain(clips: list[Clip], source: str) -> list[Clip]:
         CorpusError: The file lacks a training clip, or there is no rule for a label.
     """
     if source != RULES:
-        texts = {str(row.get("id")): str(row.get("text") or "") for row in table.rows_of(Path(source))}
+        texts = {str(row.get("id")): str(row.get("text") or "") for row in read_rows(source)}
         if missing := [clip.id for clip in clips if clip.split == "train" and not texts.get(clip.id)]:
             raise CorpusError(f"{source}: no `text` for {len(missing)} training clips, e.g. `id` {missing[0]}")
     elif unknown := {clip.label for clip in clips} - SIGNS.keys():

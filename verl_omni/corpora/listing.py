@@ -1,14 +1,16 @@
 """What a corpus on disk says of itself, checked against what was published about it."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from verl_omni.data.files import read_rows
+from verl_omni.errors import InputError
 
-class CorpusError(ValueError):
+
+class CorpusError(InputError):
     """A corpus that is not laid out as published; the message names the path, what was expected and the remedy."""
 
 
@@ -113,9 +115,8 @@ def read_columns(path: Path, *columns: str) -> Iterator[list[str]]:
     Raises:
         CorpusError: The file lacks a column.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise CorpusError(f"{path}: columns {reader.fieldnames} found, {', '.join(columns)} expected")
-        for row in reader:
-            yield [row[column] or "" for column in columns]
+    rows = read_rows(path)
+    if not set(columns) <= rows[0].keys():
+        raise CorpusError(f"{path}: columns {list(rows[0])} found, {', '.join(columns)} expected")
+    for row in rows:
+        yield [row[column] or "" for column in columns]

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
+from verl_omni.data.files import read_rows
 from verl_omni.prompts import QUESTION, answer_text, instruction, read_answer
 
 TAG = re.compile(r"<(?:video|audio)>\n?")
@@ -26,10 +27,8 @@ def read(annotations: Path, root: Path) -> Listing:
     Raises:
         CorpusError: The file is not of this format; the message names the entry.
     """
-    entries = json.loads(annotations.read_text(encoding="utf-8"))
-    if not isinstance(entries, list):
-        raise CorpusError(f"{annotations}: a {type(entries).__name__} found, a list of clips expected")
-    return Listing("original", [_clip(entry, index, annotations, root) for index, entry in enumerate(entries)])
+    entries = enumerate(read_rows(annotations))
+    return Listing("original", [_clip(entry, index, annotations, root) for index, entry in entries])
 
 
 def _clip(entry: dict, index: int, annotations: Path, root: Path) -> Clip:

@@ -7,7 +7,6 @@
 default), `test` or another name; `actor` lets the intervals of scores go by actor.
 """
 
-import csv
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
@@ -20,20 +19,12 @@ def read(root: Path, annotations: Path) -> Listing:
     """List the clips of a file; the corpus is called like the file.
 
     Raises:
-        CorpusError: A row lacks path or label, or the file lacks rows.
+        CorpusError: A row lacks path or label.
     """
     clips = []
-    for number, row in enumerate(rows_of(annotations), start=1):
+    for number, row in enumerate(read_rows(annotations), start=1):
         path, label, text, split, actor = (str(row.get(key) or default) for key, default in COLUMNS.items())
         if not path or not label:
             raise CorpusError(f"{annotations}, row {number}: `path` and `label` expected, {row} found")
         clips.append(Clip(path, root / path, label.strip(), split, " ".join(text.split()), actor))
     return Listing(annotations.stem, clips)
-
-
-def rows_of(path: Path) -> list[dict]:
-    """The rows of a CSV file, or of one of the formats of `verl_omni.data.files`."""
-    if path.suffix != ".csv":
-        return read_rows(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))

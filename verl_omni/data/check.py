@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from verl_omni.data.files import read_rows
 from verl_omni.data.row import MEDIA_KEYS, ConversationRow, PromptRow, RowSchema, conversation, problems_of
+from verl_omni.errors import InputError
 from verl_omni.media import MediaError, NoAudioError
 from verl_omni.media.check import check_audio, check_exists, check_sound_starts, check_video
 from verl_omni.media.child import Children
@@ -29,7 +30,7 @@ SILENCE = Path(__file__).with_name("silence.flac")  # ten seconds, which is what
 LISTED = 20  # problems spelled out in an error; the rest is counted
 
 
-class RowsError(ValueError):
+class RowsError(InputError):
     """Rows that cannot be trained on; the message lists rows and files, what was found, and the remedy."""
 
 
@@ -127,7 +128,7 @@ def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
         ValueError: an unknown modality, or none.
     """
     if not modalities or set(modalities) - set(MODALITIES):
-        raise ValueError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
+        raise InputError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
     for key, modality in zip(MEDIA_KEYS, MODALITIES, strict=True):
         if modality not in modalities:
             rows[:] = [row.without(key) for row in rows]
@@ -245,7 +246,7 @@ def _sources(row: Row) -> set[tuple]:
 
 def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"data.{name}={value}; it must be one of {', '.join(allowed)}")
+        raise InputError(f"data.{name}={value}; it must be one of {', '.join(allowed)}")
 
 
 def _raise_if(problems: list[str], total: int, remedy: str) -> None:

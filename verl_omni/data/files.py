@@ -1,11 +1,14 @@
-"""Rows files: parquet, json or jsonl."""
+"""Rows files, and other tables that users bring: parquet, json, jsonl or csv."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from verl_omni.errors import InputError
 
 
 def write_rows(rows: list[dict], path: Path) -> None:
@@ -14,22 +17,22 @@ def write_rows(rows: list[dict], path: Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read a rows file (``.parquet``, ``.json`` list or ``.jsonl``).
+    """Read a file of rows (``.parquet``, ``.json`` list, ``.jsonl``, or ``.csv`` with a line of names).
 
     Raises:
-        ValueError: the file has another ending, cannot be read as what its ending says, or is empty.
+        InputError: the file has another ending, cannot be read as what its ending says, or is empty.
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: rows are read from {', '.join(READERS)} files")
+        raise InputError(f"{path}: rows are read from {', '.join(READERS)} files")
     try:
         rows = READERS[path.suffix](path)
-    except (ValueError, RecursionError, pa.ArrowException) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise ValueError(f"{path}: not readable as {path.suffix} ({error}); write it again") from error
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:  # JSON's and UTF-8's are ValueErrors
+        raise InputError(f"{path}: not readable as {path.suffix} ({error}); write it again") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: a list of rows was expected, a {type(rows).__name__} found in it")
+        raise InputError(f"{path}: a list of rows was expected, a {type(rows).__name__} found in it")
     if not rows:
-        raise ValueError(f"{path}: no rows in it")
+        raise InputError(f"{path}: no rows in it")
     return rows
 
 
@@ -43,8 +46,14 @@ def _read_lines(path: Path) -> list:
     return rows
 
 
+def _read_csv(path: Path) -> list:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
 READERS: dict[str, Callable[[Path], list]] = {
     ".parquet": lambda path: pq.read_table(path).to_pylist(),
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".jsonl": _read_lines,
+    ".csv": _read_csv,
 }

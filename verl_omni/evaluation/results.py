@@ -14,12 +14,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from verl_omni.errors import InputError
 from verl_omni.media.store import fingerprint, media_fingerprint
 
 SMALL = 64 * 2**20  # bytes of a file that is read to know its state; a tokenizer is smaller, weights are larger
 
 
-class ResultsError(ValueError):
+class ResultsError(InputError):
     """A results file that cannot be used; the message names file, line and remedy."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from verl_omni.errors import InputError
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
 from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer
@@ -226,12 +227,12 @@ def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Diffe
     """Compare two models on one corpus, unchanged rows only.
 
     Raises:
-        ValueError: The models have no row in common.
+        InputError: The models have no row in common.
     """
     right = [{a.id: prediction(a) == a.label for a in answers if a.variant == NORMAL} for answers in (model, other)]
     both = [answer for answer in model if answer.variant == NORMAL and answer.id in right[1]]
     if not both:
-        raise ValueError(f"{model[0].model} and {other[0].model} have no row in common")
+        raise InputError(f"{model[0].model} and {other[0].model} have no row in common")
     gains: Counter[str] = Counter()
     for answer in both:
         gains[answer.actor or answer.id] += int(right[0][answer.id]) - int(right[1][answer.id])

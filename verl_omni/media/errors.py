@@ -11,13 +11,14 @@ from typing import Any
 import av
 import soundfile
 
+from verl_omni.errors import InputError
 from verl_omni.media.container import DamagedError
 
 REPLACE = "replace the file or remove the rows that name it"
 DAMAGE = (DamagedError, av.error.InvalidDataError, soundfile.LibsndfileError)  # not what the system refuses
 
 
-class MediaError(ValueError):
+class MediaError(InputError):
     """A media file cannot be used; the message names the file, what was found, and the remedy."""
 
 

@@ -15,6 +15,8 @@ from statistics import fmean
 import yaml
 from matplotlib.ticker import MaxNLocator
 
+from verl_omni.errors import InputError
+
 PANELS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text(encoding="utf-8"))
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RECALL = re.compile(r"(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+")  # of the reward manager `accuracy_format`
@@ -24,7 +26,7 @@ CONSOLE_PAIR = re.compile(rf"(?P<key>[^\s:]+):(?:np\.\w+\()?(?P<value>{NUMBER})\
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 190, 46, 12, 10, 24
 
 
-class LogError(ValueError):
+class LogError(InputError):
     """A log without a training step in it."""
 
 

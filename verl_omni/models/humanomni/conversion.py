@@ -24,6 +24,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from verl_omni.errors import InputError
+
 from .configuration import HumanOmniConfig
 from .modeling import HumanOmniQwen2ForCausalLM
 from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor
@@ -49,7 +51,7 @@ NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_o
 UNUSED_HEAD = ("model.audio_tower.projector.", "model.audio_tower.classifier.")
 
 
-class ConversionError(ValueError):
+class ConversionError(InputError):
     """A checkpoint that is not what it should be; the message says what was found and what to do."""
 
 
