@@ -29,7 +29,9 @@ from verl_omni.report import clips, curves
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = json.loads(
     Path(__file__).with_name("published.json").read_text(encoding="utf-8")
 )
-TITLES = {"dfew": "DFEW", "mafw": "MAFW", "ravdess": "RAVDESS", "emer": "EMER", "demo": "Demo corpus"}
+TITLES = {"demo": "Demo corpus", "crema_d": "CREMA-D"} | {
+    name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "meld")
+}
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
 
 

@@ -5,22 +5,20 @@ weights that it may carry. A converted directory holds everything under one roof
 weights, the processor with both tokenizers, the chat template. The original's small JSON files travel inside the new
 ``config.json`` (``original_files``), through training too, so that the way back needs nothing else.
 
-Tensors are read one by one and written in shards, so memory stays below one copy of the weights.
+Tensors stay in their files, mapped into memory, until they are written in shards.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import safe_open
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from transformers import AutoConfig, BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -55,13 +53,7 @@ class ConversionError(InputError):
     """A checkpoint that is not what it should be; the message says what was found and what to do."""
 
 
-@dataclass
-class Tensor:
-    """A tensor on disk, read when asked for."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    load: Callable[[], torch.Tensor]
+Weights = dict[str, torch.Tensor]
 
 
 def convert(
@@ -111,7 +103,7 @@ def convert(
     check_tensors(weights, expected, checkpoint)
 
     with written_aside(out) as folder:
-        write_weights(weights, folder)
+        save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES)
         processor.save_pretrained(folder)
         copy_generation_config(checkpoint, folder)
         config.save_pretrained(folder)
@@ -135,11 +127,12 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
     weights = read_weights(directory)
     check_tensors(weights, expected, directory)
     if config.original_tensors["lm_head"] and config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     if not config.original_tensors["towers"]:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
     with written_aside(out) as folder:
-        write_weights({to_original(name): tensor for name, tensor in weights.items()}, folder)
+        originals = {to_original(name): tensor for name, tensor in weights.items()}
+        save_torch_state_dict(originals, folder, max_shard_size=SHARD_BYTES)
         with reading(directory):
             write_tokenizer(directory, folder)
         for name, content in config.original_files.items():
@@ -293,15 +286,15 @@ def expected_shapes(config: HumanOmniConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """The tensors of a directory's weight files (safetensors, else ``.bin``), unread."""
+def read_weights(directory: Path) -> Weights:
+    """The tensors of a directory's weight files (safetensors, else ``.bin``), mapped into memory."""
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
     if not files:
         raise ConversionError(f"{directory} has no *.safetensors and no pytorch_model*.bin")
-    weights: dict[str, Tensor] = {}
+    weights: Weights = {}
     for file in files:
         with reading(file):
-            tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_bin(file)
+            tensors = read_file(file)
         if twice := sorted(weights.keys() & tensors.keys()):
             raise ConversionError(f"{file}: tensors that another file of {directory} has, too: {', '.join(twice)}")
         weights |= tensors
@@ -313,31 +306,20 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    handle = safe_open(file, framework="pt")
-    slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
-    return {
-        name: Tensor(tuple(s.get_shape()), SAFETENSORS_DTYPES[s.get_dtype()], partial(handle.get_tensor, name))
-        for name, s in slices.items()
-    }
+def read_file(file: Path) -> Weights:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def read_bin(file: Path) -> dict[str, Tensor]:
-    tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return {name: Tensor(tuple(t.shape), t.dtype, partial(torch.clone, t)) for name, t in tensors.items()}
-
-
-def use_directories(weights: dict[str, Tensor], dirs: dict[str, Path], dtype: torch.dtype) -> dict[str, Tensor]:
+def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype) -> Weights:
     """``weights`` with the towers' from their directories, cast to the checkpoint's ``dtype`` as the original does."""
     found = {
         **tower_weights(dirs["vision"], "vision_model.", "model.vision_tower.", dtype),
         **tower_weights(dirs["audio"], "encoder.", "model.audio_tower.encoder.", dtype),
     }
     both = sorted(found.keys() & weights.keys())
-    different = [name for name in both if not torch.equal(found[name].load(), weights[name].load())]
+    different = [name for name in both if not torch.equal(found[name], weights[name])]
     if different:
         logger.warning(
             "%d of the checkpoint's %d tower tensors differ from the directories' (first: %s). The directories' are "
@@ -348,7 +330,7 @@ def use_directories(weights: dict[str, Tensor], dirs: dict[str, Path], dtype: to
     return {**kept, **found}
 
 
-def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> Weights:
     """A tower's tensors out of a directory that may hold the whole SigLIP or Whisper."""
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
     weights = {
@@ -356,63 +338,44 @@ def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dt
     }
     if unknown := sorted(name for name in weights if not name.startswith(prefix)):
         raise ConversionError(f"{directory}: unexpected tensors {', '.join(unknown)}")
-    return {
-        new_prefix + name.removeprefix(prefix): Tensor(t.shape, dtype, lambda t=t: t.load().to(dtype))
-        for name, t in weights.items()
-    }
+    return {new_prefix + name.removeprefix(prefix): tensor.to(dtype) for name, tensor in weights.items()}
 
 
-def add_unused_head(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+def add_unused_head(weights: Weights, expected: dict[str, tuple[int, ...]]) -> None:
     """Zeros for the head that nothing uses (the original initialises it at random)."""
     dtype = weights["model.embed_tokens.weight"].dtype
     for name, shape in expected.items():
         if name.startswith(UNUSED_HEAD) and name not in weights:
-            weights[name] = Tensor(shape, dtype, partial(torch.zeros, shape, dtype=dtype))
+            weights[name] = torch.zeros(shape, dtype=dtype)
 
 
-def drop_tied_head(weights: dict[str, Tensor], config: HumanOmniConfig) -> None:
+def drop_tied_head(weights: Weights, config: HumanOmniConfig) -> None:
     """``.bin`` checkpoints store tied embeddings twice."""
     if config.tie_word_embeddings and "lm_head.weight" in weights:
         head, embeddings = weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"]
-        if not torch.equal(head.load(), embeddings.load()):
+        if not torch.equal(head, embeddings):
             raise ConversionError(
                 "config.json says tie_word_embeddings, but lm_head.weight is not model.embed_tokens.weight: set it to "
                 "false to keep both"
             )
 
 
-def check_tensors(weights: dict[str, Tensor], expected: dict[str, tuple[int, ...]], source: Path) -> None:
+def check_tensors(weights: Weights, expected: dict[str, tuple[int, ...]], source: Path) -> None:
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {weights[name].shape}, expected {shape}"
+            f"{name} {tuple(weights[name].shape)}, expected {shape}"
             for name, shape in expected.items()
             if name in weights and weights[name].shape != shape
+        ],
+        "not a number, infinite, or whole numbers": [
+            name for name, tensor in weights.items() if not (tensor.is_floating_point() and tensor.isfinite().all())
         ],
     }
     if any(problems.values()):
         lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-        raise ConversionError(f"{source}: tensors do not fit the configuration; " + "; ".join(lists))
-
-
-def write_weights(weights: dict[str, Tensor], out: Path) -> None:
-    """Safetensors, sharded with an index as transformers does; one shard in memory at a time."""
-    shards = split_state_dict_into_shards_factory(
-        weights, get_storage_size=size, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
-    )
-    for file, names in shards.filename_to_tensors.items():
-        tensors = {name: weights[name].load() for name in names}
-        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ConversionError(f"not a number, or infinite, in {', '.join(broken)}: diverged or damaged")
-        save_file(tensors, out / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def size(tensor: Tensor) -> int:
-    return torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+        raise ConversionError(f"{source}: tensors do not fit the configuration, or are damaged; " + "; ".join(lists))
 
 
 def copy_generation_config(source: Path, out: Path) -> None:
