@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,18 +84,23 @@ def train(study: Path, name: str, recipe: str, *overrides: str) -> dict[int, dic
 
 
 def run(study: Path, name: str, arguments: list[str]) -> None:
-    before, process = queues(), start(study, name, arguments)
+    before, process = abandoned_queues(), start(study, name, arguments)
     try:
         status = process.wait(timeout=900)
         time.sleep(5)
-        assert not queues() - before, "vLLM's shared memory is left"
+        assert not abandoned_queues() - before, "vLLM's shared memory is left"
     finally:
         kill(process)
     assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
 
 
-def queues() -> set[Path]:
-    return set(Path("/dev/shm").glob("psm_*"))
+def abandoned_queues() -> set[str]:
+    """vLLM's shared memory that no process has mapped."""
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            mapped += maps.read_text()
+    return {path.name for path in Path("/dev/shm").glob("psm_*") if path.name not in mapped}
 
 
 def kill(process: subprocess.Popen) -> None:

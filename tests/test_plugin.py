@@ -1,6 +1,7 @@
 """The front door: what `import verl` registers, and how it fails where it cannot. In real processes."""
 
 import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from verl_omni import plugin
-from verl_omni.adjustments import verl_log_probs_by_chunks, vllm_cpu_name
+from verl_omni.adjustments import verl_death_signal, verl_log_probs_by_chunks, vllm_cpu_name
 from verl_omni.platforms import cpu
 
 ROOT = Path(__file__).parent.parent
@@ -360,6 +361,17 @@ def test_a_run_that_asks_for_the_plug_in_is_marked_and_no_other(asked, monkeypat
     monkeypatch.setattr(sys, "argv", ["main_ppo.py", "+recipe=r1omni" if asked else "data.train_files=x"])
     plugin.mark_run(constants_ppo)
     assert constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"] == ({plugin.RUN: "1"} if asked else {})
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_vllms_worker_outlives_its_engine_to_remove_the_queues_in_marked_runs_alone(marked, monkeypatch):
+    from verl.workers.rollout.vllm_rollout import utils
+
+    assert "set_death_signal()" in inspect.getsource(utils.vLLMColocateWorkerExtension.__new__), "verl sets no signal"
+    monkeypatch.setenv(plugin.RUN, "1") if marked else monkeypatch.delenv(plugin.RUN, raising=False)
+    adjusted = SimpleNamespace(set_death_signal=utils.set_death_signal)
+    verl_death_signal.end_without_signal(adjusted)
+    assert (adjusted.set_death_signal is utils.set_death_signal) != marked
 
 
 def test_others_engines_are_not_watched(monkeypatch):

@@ -131,8 +131,8 @@ def end_with_parent() -> None:
     """Let one of vLLM's own processes end, with its shared memory, when the one that started it was killed.
 
     vLLM's engine would wait for requests for ever. Ray ends an actor by killing its children, Python's resource
-    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm. vLLM's worker ends by itself
-    then, within 0.1 s: too soon to look for them. In a run of this package alone (``RUN``).
+    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm. vLLM's worker does, which knows
+    them beforehand: it ends by itself soon after. In a run of this package alone (``RUN``).
     """
     parent = multiprocessing.parent_process()
 
