@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from verl_omni.errors import InputError
+
 # `model_type` in config.json -> the family's folder, which is also its name on command lines.
 FOLDERS = {"HumanOmni_qwen2": "humanomni", "qwen2_5_omni": "qwen2_5_omni"}
 
@@ -53,13 +55,13 @@ def family_in(directory: str | Path) -> Family:
     """The family of a model directory.
 
     Raises:
-        ValueError: none of ours.
+        InputError: none of ours.
     """
     from transformers import AutoConfig
 
     model_type = AutoConfig.from_pretrained(directory).model_type
     if model_type not in FOLDERS:
-        raise ValueError(f"{directory}: model_type {model_type!r} in its config.json; known are {', '.join(FOLDERS)}")
+        raise InputError(f"{directory}: model_type {model_type!r} in its config.json; known are {', '.join(FOLDERS)}")
     return load(FOLDERS[model_type])
 
 
