@@ -47,7 +47,7 @@ print(json.dumps({
     "reward manager": get_reward_manager_cls("accuracy_format").__module__,
     "processor": type(hf_processor(sys.argv[1])).__module__,
     "configuration": type(config).__name__,
-    "flops": FlopsCounter(config).estimate_flops([100, 200], 1.0)[0] > 0,
+    "flops": FlopsCounter(config).estimate_flops([100, 200], 1.0, images_seqlens=None)[0] > 0,
     "hydra": sorted(c.__name__ for kind in (ConfigSource, SearchPathPlugin) for c in Plugins.instance().discover(kind)
                     if c.__module__ == "verl_omni.recipe_source"),
 }))

@@ -72,8 +72,8 @@ def register_flops(flops_counter: Any) -> None:
         flops_counter: `verl.utils.flops_counter`.
     """
     for model_type, folder in FOLDERS.items():
-
-        def estimate(config: Any, *args: Any, folder: str = folder, **kwargs: Any) -> float:
-            return flops_counter.ESTIMATE_FUNC["qwen2"](load(folder).text_config(config), *args, **kwargs)
+        # No **kwargs: verl looks for them, and would pass the images' lengths, which Qwen2's does not take.
+        def estimate(config: Any, tokens: int, lengths: list[int], seconds: float, folder: str = folder) -> float:
+            return flops_counter.ESTIMATE_FUNC["qwen2"](load(folder).text_config(config), tokens, lengths, seconds)
 
         flops_counter.ESTIMATE_FUNC[model_type] = estimate
