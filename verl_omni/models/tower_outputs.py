@@ -94,12 +94,17 @@ def distinct(keys: list[Hashable]) -> tuple[list[int], list[int]]:
     return list(first.values()), [place[key] for key in keys]
 
 
-def fingerprints(items: torch.Tensor) -> list[Hashable]:
-    """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers."""
+def fingerprints(items: torch.Tensor, sizes: list[int] | None = None) -> list[Hashable]:
+    """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers.
+
+    Args:
+        sizes: of the items along the first dimension, if it is not one each.
+    """
     version = None if items.is_inference() else items._version  # that one does not say whether it was changed
     known, names = FINGERPRINTS.get(items, (None, []))
     if version is None or version != known:
-        names = [tuple(row) for row in torch.stack([_hash(item) for item in items]).tolist()]
+        parts = items if sizes is None else items.split(sizes)
+        names = [tuple(row) for row in torch.stack([_hash(part) for part in parts]).tolist()]
         FINGERPRINTS[items] = version, names
     return names
 

@@ -1,6 +1,7 @@
 """Qwen2.5-Omni for the trainer: upstream's thinker, unmodified, with its towers and prompts computed once per group."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -10,8 +11,10 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPr
 
 from verl_omni.media.cache import enabled
 from verl_omni.models.shared_forward import SharedForward
-from verl_omni.models.sharing import decode_shared
-from verl_omni.models.tower_outputs import distinct, encode_once, fingerprint, watch_weights
+from verl_omni.models.sharing import SharedPrompts, decode_shared
+from verl_omni.models.tower_outputs import distinct, encode_once, fingerprints, watch_weights
+
+MEDIA_INPUTS = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
 
 
 class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedModel, GenerationMixin):
@@ -101,13 +104,10 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
             text = (attention_mask.cumsum(-1) - 1).clamp(min=0)
             position_ids = torch.cat([text[None], position_ids])
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        media = {
-            "pixel_values_videos": pixel_values_videos,
-            "video_grid_thw": video_grid_thw,
-            "input_features": input_features,
-            "feature_attention_mask": feature_attention_mask,
-        }
-        return self.forward_shared(inputs, media, temperature, shift_labels, **kwargs)
+        media = (pixel_values_videos, video_grid_thw, input_features, feature_attention_mask)
+        return self.forward_shared(
+            inputs, dict(zip(MEDIA_INPUTS, media, strict=True)), temperature, shift_labels, **kwargs
+        )
 
     def forward_plain(self, labels: torch.LongTensor | None = None, **inputs) -> CausalLMOutputWithPast:
         inputs.pop("return_dict", None)
@@ -121,22 +121,16 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        pixel_values_videos: torch.Tensor | None,
-        video_grid_thw: torch.Tensor | None,
-        input_features: torch.Tensor | None,
-        feature_attention_mask: torch.Tensor | None,
-        shared_prompts=None,
+        shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> torch.Tensor:
+        media = [kwargs.pop(name) for name in MEDIA_INPUTS]
         embeddings = self.get_input_embeddings()(input_ids)
         if self.train_towers and self.training:
             # Ranks must agree on which parameters have a gradient, also where one has no sound or no video.
             embeddings = embeddings + 0.0 * sum(p.flatten()[0] for tower in self.towers for p in tower.parameters())
-        for token_id, features, name in (
-            (self.video_token_id, self.video_features(pixel_values_videos, video_grid_thw), "pixel_values_videos"),
-            (self.audio_token_id, self.audio_features(input_features, feature_attention_mask), "input_features"),
-        ):
-            embeddings = place_features(embeddings, input_ids, token_id, features, name)
+        for kind in self.kinds(*media):
+            embeddings = place_features(embeddings, input_ids, kind, self.features(kind))
         decode = self.thinker.model
         if shared_prompts is not None:
             return decode_shared(decode, embeddings, position_ids, shared_prompts, **kwargs).last_hidden_state
@@ -144,113 +138,93 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         ).last_hidden_state
 
-    @property
-    def video_token_id(self) -> int:
-        return self.config.thinker_config.video_token_id
+    def kinds(
+        self,
+        patches: torch.Tensor | None,
+        grids: torch.Tensor | None,
+        mels: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> Iterator["Kind"]:
+        """The batch's videos, and its sounds."""
+        thinker, config = self.thinker, self.config.thinker_config
+        video, sound = Kind(config.video_token_id, thinker.visual), Kind(config.audio_token_id, thinker.audio_tower)
+        if patches is not None:
+            sizes = grids.prod(-1).tolist()
+            video.lengths = [size // thinker.spatial_merge_size**2 for size in sizes]
+            video.names = list(zip(map(tuple, grids.tolist()), fingerprints(patches, sizes), strict=True))
+            videos = patches.split(sizes)
+            video.encode = lambda chosen: (
+                thinker.get_video_features(torch.cat([videos[index] for index in chosen]), grids[chosen]).pooler_output
+            )
+        if mels is not None:
+            frames = mask.sum(-1)
+            sound.lengths = thinker.audio_tower._get_feat_extract_output_lengths(frames)[1].tolist()
+            sound.names = list(zip(frames.tolist(), fingerprints(mels), strict=True))
+            sound.encode = lambda chosen: thinker.get_audio_features(mels[chosen], mask[chosen]).last_hidden_state
+        yield from (video, sound)
 
-    @property
-    def audio_token_id(self) -> int:
-        return self.config.thinker_config.audio_token_id
-
-    def video_features(self, patches: torch.Tensor | None, grids: torch.Tensor | None) -> torch.Tensor | None:
-        """``[tokens, H]`` of all videos."""
-        if patches is None:
+    def features(self, kind: "Kind") -> torch.Tensor | None:
+        """``[tokens, H]`` of a batch's items: each distinct one encoded once, by a frozen tower also across passes."""
+        if not kind.names:
             return None
-        videos = patches.split(grids.prod(-1).tolist())
+        if not enabled():
+            return kind.encode(list(range(len(kind.names))))
+        first, inverse = distinct(kind.names)
 
         def encode(chosen: list[int]) -> tuple[torch.Tensor, ...]:
-            pixels = torch.cat([videos[index] for index in chosen])
-            features = self.thinker.get_video_features(pixels, grids[chosen]).pooler_output
-            return features.split(self.video_lengths(grids[chosen]))
+            items = [first[index] for index in chosen]
+            return kind.encode(items).split([kind.lengths[item] for item in items])
 
-        return self.encode(self.thinker.visual, encode, video_names(patches, grids))
-
-    def audio_features(self, mels: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """``[tokens, H]`` of all sounds."""
-        if mels is None:
-            return None
-
-        def encode(chosen: list[int]) -> tuple[torch.Tensor, ...]:
-            features = self.thinker.get_audio_features(mels[chosen], mask[chosen]).last_hidden_state
-            return features.split(self.audio_lengths(mask[chosen]))
-
-        return self.encode(self.thinker.audio_tower, encode, audio_names(mels, mask))
-
-    def encode(self, tower: nn.Module, encode, names: list) -> torch.Tensor:
-        """``encode`` of each distinct clip once; of a frozen tower, also of those met before."""
-        if not enabled() or names[0] is None:
-            return torch.cat(encode(list(range(len(names)))))
-        first, inverse = distinct(names)
         if self.train_towers:
-            features = encode(first)
+            outputs = encode(list(range(len(first))))
         else:
-            clips, device = [names[index] for index in first], next(tower.parameters()).device
-            features = encode_once(
-                tower, lambda new: encode([first[index] for index in new]), lambda: None, clips, device
-            )
-        return torch.cat([features[index] for index in inverse])
+            names, device = [kind.names[item] for item in first], self.thinker.lm_head.weight.device
+            outputs = encode_once(kind.tower, encode, lambda: None, names, device)
+        return torch.cat([outputs[index] for index in inverse])
 
-    def media_items(
-        self, input_ids: torch.Tensor, pixel_values_videos, video_grid_thw, input_features, feature_attention_mask
-    ) -> Iterator[tuple]:
+    def media_items(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[tuple]:
         """See ``SharedForward``."""
-        if pixel_values_videos is not None:
-            names = video_names(pixel_values_videos, video_grid_thw)
-            yield (
-                self.video_token_id,
-                ends_of(input_ids, self.video_token_id, self.video_lengths(video_grid_thw)),
-                names,
-            )
-        if input_features is not None:
-            names = audio_names(input_features, feature_attention_mask)
-            lengths = self.audio_lengths(feature_attention_mask)
-            yield self.audio_token_id, ends_of(input_ids, self.audio_token_id, lengths), names
-
-    def video_lengths(self, grids: torch.Tensor) -> list[int]:
-        """Tokens of each video."""
-        return (grids.prod(-1) // self.thinker.spatial_merge_size**2).tolist()
-
-    def audio_lengths(self, mask: torch.Tensor) -> list[int]:
-        """Tokens of each sound."""
-        return self.thinker.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))[1].tolist()
+        for kind in self.kinds(*media.values()):
+            if kind.names:
+                last = torch.tensor(kind.lengths).cumsum(0).to(input_ids.device) - 1
+                yield kind.token_id, placeholders(input_ids, kind.token_id)[last], kind.names
 
 
-def ends_of(input_ids: torch.Tensor, token_id: int, lengths: list[int]) -> torch.Tensor:
-    """Where in the flattened batch the last placeholder of each item stands."""
-    positions = (input_ids.flatten() == token_id).nonzero().squeeze(1)
-    return positions[torch.tensor(lengths).cumsum(0).to(positions.device) - 1]
+@dataclass
+class Kind:
+    """Videos or sounds of a batch.
+
+    Attributes:
+        token_id: their placeholder.
+        tower: what encodes them.
+        lengths: tokens of each.
+        names: what tells them apart.
+        encode: indices of some -> their features, ``[tokens, H]``.
+    """
+
+    token_id: int
+    tower: nn.Module
+    lengths: list[int] = field(default_factory=list)
+    names: list[Hashable] = field(default_factory=list)
+    encode: Callable[[list[int]], torch.Tensor] | None = None
+
+
+def placeholders(input_ids: torch.Tensor, token_id: int) -> torch.Tensor:
+    """Where in the flattened batch they stand."""
+    return (input_ids.flatten() == token_id).nonzero().squeeze(1)
 
 
 def place_features(
-    embeddings: torch.Tensor, input_ids: torch.Tensor, token_id: int, features: torch.Tensor | None, name: str
+    embeddings: torch.Tensor, input_ids: torch.Tensor, kind: Kind, features: torch.Tensor | None
 ) -> torch.Tensor:
     """Put ``features [tokens, H]`` at the placeholders of ``embeddings [B, L, H]``, in order."""
-    positions = (input_ids.flatten() == token_id).nonzero().squeeze(1)
-    count = 0 if features is None else len(features)
-    if len(positions) != count:
+    positions = placeholders(input_ids, kind.token_id)
+    if len(positions) != sum(kind.lengths):
         raise ValueError(
-            f"{name}: {count} features, and {len(positions)} placeholders (id {token_id}) in input_ids of shape "
-            f"{tuple(input_ids.shape)}. The prompt was cut (raise its maximum length), or it and the media come from "
+            f"{sum(kind.lengths)} features, and {len(positions)} placeholders (id {kind.token_id}) in input_ids of "
+            f"shape {tuple(input_ids.shape)}. The prompt was cut (raise its maximum length), or it and the media come from "
             "different samples"
         )
     if features is None:
         return embeddings
     return embeddings.flatten(0, 1).index_put((positions,), features.to(embeddings.dtype)).view_as(embeddings)
-
-
-def video_names(patches: torch.Tensor, grids: torch.Tensor) -> list:
-    """What tells videos apart; None for tensors without content."""
-    if patches.is_meta:
-        return [None] * len(grids)
-    shapes = grids.tolist()
-    return [
-        (*shape, fingerprint(video))
-        for shape, video in zip(shapes, patches.split(grids.prod(-1).tolist()), strict=True)
-    ]
-
-
-def audio_names(mels: torch.Tensor, mask: torch.Tensor) -> list:
-    """What tells sounds apart; None for tensors without content."""
-    if mels.is_meta:
-        return [None] * len(mels)
-    return [(length, fingerprint(mel)) for length, mel in zip(mask.sum(-1).tolist(), mels, strict=True)]
