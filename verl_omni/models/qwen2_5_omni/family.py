@@ -11,6 +11,7 @@ from .tiny import build_tiny
 
 __all__ = ["build_tiny", "load_model", "load_processor", "owns", "placeholders", "text_config"]
 
+Qwen2_5OmniConfig.tie_word_embeddings = False  # verl asks for it; upstream leaves it to the configuration's parts
 AutoModelForImageTextToText.register(Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, exist_ok=True)
 
 

@@ -222,8 +222,8 @@ def place_features(
     if len(positions) != sum(kind.lengths):
         raise ValueError(
             f"{sum(kind.lengths)} features, and {len(positions)} placeholders (id {kind.token_id}) in input_ids of "
-            f"shape {tuple(input_ids.shape)}. The prompt was cut (raise its maximum length), or it and the media come from "
-            "different samples"
+            f"shape {tuple(input_ids.shape)}. The prompt was cut (raise its maximum length), or it and the media come "
+            "from different samples"
         )
     if features is None:
         return embeddings
