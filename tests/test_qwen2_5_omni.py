@@ -238,13 +238,17 @@ def test_one_stream_of_video_and_sound_is_refused(processor):
         inputs_of(processor, processor_kwargs={"use_audio_in_video": True})
 
 
-def test_verl_loads_the_processor_and_bans_what_stands_for_media(directory):
-    from verl.utils import hf_processor
+def test_verl_loads_model_and_processor_and_bans_what_stands_for_media(directory):
+    from verl.utils.model import get_hf_auto_model_class
+    from verl.workers.config.model import HFModelConfig
     from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 
     import verl_omni.plugin  # noqa: F401
 
-    processor = hf_processor(str(directory))
+    config = HFModelConfig(path=str(directory))
+    assert get_hf_auto_model_class(config.hf_config) is AutoModelForImageTextToText
+    assert config.hf_config.tie_word_embeddings is False, "verl's engine asks the configuration"
+    processor = config.processor
     banned = processor.tokenizer.convert_ids_to_tokens(get_vision_placeholder_token_ids(processor))
     assert set(banned) == {"<|VIDEO|>", "<|AUDIO|>", "<|IMAGE|>", "<|vision_bos|>", "<|audio_bos|>"}
 
