@@ -29,6 +29,7 @@ import numpy as np
 import safetensors.numpy
 
 from verl_omni.media.audio import read_audio
+from verl_omni.media.decoders import chosen
 from verl_omni.media.resize import FrameFormat
 from verl_omni.media.video import VideoSource, read_video
 
@@ -81,8 +82,10 @@ def state_of(source: VideoSource) -> Hashable:
 
 
 @cache
-def _versions() -> list:
-    return [FORMAT, *(version(name) for name in DECODERS)]
+def _versions(video: str) -> list:
+    """``video`` is the video decoder."""
+    other = [] if video == "decord" else [video, version({"pyav": "av"}.get(video, video))]
+    return [FORMAT, *(version(name) for name in DECODERS), *other]
 
 
 class Store:
@@ -99,7 +102,7 @@ class Store:
             media = [[media_fingerprint(path), Path(path).suffix.lower()] for path in paths]
         except (OSError, ValueError):
             return None  # decoding it says what is wrong
-        return fingerprint([media, repr(settings), _versions()])
+        return fingerprint([media, repr(settings), _versions(chosen())])
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -4,13 +4,14 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import decord
 import numpy as np
 from PIL import Image
 
-from verl_omni.media.container import check_whole, open_container
+from verl_omni.media.container import check_whole
+from verl_omni.media.decoders import decode
 from verl_omni.media.errors import REPLACE, MediaError, existing, media_boundary
 
 logger = logging.getLogger(__name__)
@@ -54,25 +55,7 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
     check_whole(path)
     if path.suffix.lower() == ".gif":
         return _read_gif(path, num_frames)
-    reader = _open(path)
-    return reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
-
-
-def _open(path: Path) -> decord.VideoReader:
-    try:
-        # One decoding thread a clip: clips are decoded in parallel, and seeking dominates.
-        return decord.VideoReader(str(path), num_threads=1)
-    except decord.DECORDError as error:
-        if "cannot find video stream" not in str(error):
-            raise
-        with open_container(path) as container:
-            stream = container.streams.best("video")
-            if not (stream and stream.codec_context):
-                raise MediaError(f"{path}: no video stream; give its rows no video, or another file") from error
-            codec = stream.codec_context.codec.canonical_name
-        raise MediaError(
-            f"{path}: decord has no decoder for its codec, {codec}; encode it anew (ffmpeg -i IN -c:v libx264 OUT.mp4)"
-        ) from error
+    return decode(path, partial(frame_indices, num_frames=num_frames))
 
 
 def _images_of(folder: Path) -> list[Path]:
