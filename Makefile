@@ -1,12 +1,13 @@
 # make demo   the whole study on a CPU, from an empty machine with Python 3.11: corpus, cold start, GRPO, evaluation
 # make test   all tests, in the same environment
 # make bench  what is decoded, processed and encoded how often, and how long it takes
+# make gpu-check   what a GPU has yet to show, on one page (docs/gpu.md); without a GPU in a form for the CPU
 # make docs   the pages of docs/ as a site in outputs/site, with strict links
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements-cpu.txt pyproject.toml
@@ -31,6 +32,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+gpu-check: # in the environment that is there: a GPU's is not made here
+	$(or $(wildcard $(BIN)/python),python) -m benchmarks.gpu_check $(ARGS)
 
 docs:
 	$(PYTHON) -m venv outputs/docs-venv

@@ -34,10 +34,14 @@ TARGETS = {
 }
 
 
+PARTS = ("step", "clip", "prompt", "ranks", "memory", "trainer", "vllm")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"), help="the figures as JSON")
     parser.add_argument("--decodes", type=int, default=1000, choices=(1000, 10000), help="for the growth of memory")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     args = parser.parse_args()
     import torch
 
@@ -60,29 +64,36 @@ def main() -> int:
         model = build_tiny(folder / "model")
         processor = clip.load_processor(model)
         clips = {size: clip.make_clip(folder / f"{size}.mp4", *shape) for size, shape in clip.SIZES.items()}
-        keep(*memory.measure_update(model))  # first, when this process is small
-        keep(*step.measure_whole_step(clips["240p"], processor, folder))
+        if "step" in args.parts:
+            keep(*memory.measure_update(model))  # first, when this process is small
+            keep(*step.measure_whole_step(clips["240p"], processor, folder))
         torch.set_num_threads(1)  # per core
-        for size, path in clips.items():
-            figures = clip.measure_clip(path, processor)
-            sums = {which: sum(figure[which] for figure in figures.values()) for which in ("plain", "now")}
-            keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
-            keep(
-                f"a clip of {size}, one core, in the media cache",
-                clip.measure_store(path, size, folder / "media", processor),
-            )
-        keep("a corpus of two clips", clip.measure_second_start(list(clips.values()), folder / "second"))
-        for size, path in clips.items():
+        if "clip" in args.parts:
+            for size, path in clips.items():
+                figures = clip.measure_clip(path, processor)
+                sums = {which: sum(figure[which] for figure in figures.values()) for which in ("plain", "now")}
+                keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
+                keep(
+                    f"a clip of {size}, one core, in the media cache",
+                    clip.measure_store(path, size, folder / "media", processor),
+                )
+            keep("a corpus of two clips", clip.measure_second_start(list(clips.values()), folder / "second"))
+        for size, path in clips.items() if "prompt" in args.parts else ():
             keep(f"a prompt of {ROLLOUTS} rollouts, {size}", prompt.measure_prompt(path, processor))
-        for number in (1, 2, 4, 8):
+        for number in (1, 2, 4, 8) if "ranks" in args.parts else ():
             keep(f"a step of {ranks.PROMPTS} prompts on {number} ranks", ranks.measure_ranks(number))
-        second = clip.make_clip(folder / "second.mp4", *clip.SIZES["240p"], seconds=1)
-        keep("growth of host memory", memory.measure_decodes(second, processor, args.decodes))
-        keep("growth of host memory, training", memory.measure_training(model))
+        if "memory" in args.parts:
+            second = clip.make_clip(folder / "second.mp4", *clip.SIZES["240p"], seconds=1)
+            keep("growth of host memory", memory.measure_decodes(second, processor, args.decodes))
+            keep("growth of host memory, training", memory.measure_training(model))
         torch.set_num_threads(threads)
-        keep("the demo's GRPO, medians by verl's timings", trainer.measure_grpo(folder, model))
+        if "trainer" in args.parts:
+            keep("the demo's GRPO, medians by verl's timings", trainer.measure_grpo(folder, model))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # vLLM takes what is free
         # Last: vLLM ties this process' threads to a core.
-        keep(f"a prompt of {ROLLOUTS} rollouts in vLLM", prompt.measure_vllm(clips["240p"], model))
+        if "vllm" in args.parts:
+            keep(f"a prompt of {ROLLOUTS} rollouts in vLLM", prompt.measure_vllm(clips["240p"], model))
     print(f"written to {args.out}")
     return 0
 

@@ -2,9 +2,11 @@
 
 import json
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 
 from verl_omni.corpora.demo import build_demo
+from verl_omni.platforms.cpu import is_cpu_only
 from verl_omni.study.stages import execute, steps_in
 
 from . import Figures
@@ -21,6 +23,13 @@ GRPO_FIGURES = {  # verl's metric -> figure
 PLAIN = ("trainer.v1.sampler.custom_sampler={path:null,name:null}",)  # verl's own, which asks every two seconds
 
 
+def without_flash_attention(model: str = "actor_rollout_ref.model") -> list[str]:
+    """Overrides for a GPU on which flash-attn is not installed."""
+    if find_spec("flash_attn"):
+        return []
+    return [f"+{model}.override_config.attn_implementation=sdpa", f"{model}.use_remove_padding=false"]
+
+
 def measure_grpo(folder: Path, model: Path, steps: int = 5) -> Figures:
     """The demo's GRPO, by verl's own timings: medians over its steps but the first two, and peak host memory.
 
@@ -30,17 +39,19 @@ def measure_grpo(folder: Path, model: Path, steps: int = 5) -> Figures:
         steps: of 128 rollouts each.
     """
 
-    data = build_demo(folder / "data")
+    data, cpu = build_demo(folder / "data"), is_cpu_only()
+    recipe, gpu = ("r1omni_cpu", ()) if cpu else ("r1omni", ("trainer.n_gpus_per_node=1", *without_flash_attention()))
     results: Figures = {}
     for which in ("plain", "now"):
         metrics = folder / f"{which}.jsonl"
         metrics.touch()
         command = [
-            *("-m", "verl.trainer.main_ppo", "+recipe=r1omni_cpu", f"actor_rollout_ref.model.path={model}"),
+            *("-m", "verl.trainer.main_ppo", f"+recipe={recipe}", f"actor_rollout_ref.model.path={model}"),
             *(f"data.train_files=[{data['train']}]", f"data.val_files=[{data['test']}]"),
             *("trainer.test_freq=-1", "trainer.save_freq=-1", "trainer.val_before_train=false"),
             *(f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder / which}"),
-            *(PLAIN if which == "plain" else ()),
+            *gpu,
+            *(PLAIN if which == "plain" and cpu else ()),
         ]
         environment = {
             "VERL_FILE_LOGGER_PATH": str(metrics),

@@ -14,6 +14,12 @@ from verl_omni.media import MediaError, read_audio, read_video
 from verl_omni.media.write import write_clip
 
 os.environ.setdefault("VERL_OMNI_MEDIA_CACHE", "0")  # tests that are not about it decode, and leave nothing at home
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not initialise the driver
+GPU = torch.cuda.is_available()
+HARDWARE = [  # forms of one test: what a GPU alone shows, and its imitation on a CPU
+    pytest.param("cpu", marks=pytest.mark.skipif(GPU, reason="the GPU's form runs")),
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]),
+]
 GOLDEN = Path(__file__).parent / "golden"
 HUMANOMNI = GOLDEN / "humanomni"
 TOWERS = {

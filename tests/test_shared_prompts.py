@@ -5,7 +5,7 @@ from itertools import pairwise
 import peft
 import pytest
 import torch
-from conftest import CASES
+from conftest import CASES, HARDWARE
 from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -122,6 +122,25 @@ def test_logits_and_gradients_are_those_of_the_plain_forward(layout, model, samp
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")
     assert_equal(shared, run(model, batch, valid))
     assert len(computed) == 1  # the switch
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_log_probs_in_the_recipes_precision(hardware, converted, samples, computed, monkeypatch, record_property):
+    """Packed and by flash-attn on a GPU; padded and by sdpa on a CPU. bfloat16: what rounding leaves of equality."""
+    layout, attention = (packed, "flash_attention_2") if hardware == "cuda" else (padded, "sdpa")
+    model = AutoModelForCausalLM.from_pretrained(converted, attn_implementation=attention, dtype=torch.bfloat16)
+    batch, valid = ({name: tensor.to(hardware) for name, tensor in part.items()} if isinstance(part, dict)
+                    else part.to(hardware) for part in layout(samples))  # fmt: skip
+    log_probs = []
+    for sharing_on in ("1", "0"):
+        monkeypatch.setenv("VERL_OMNI_SHARING", sharing_on)
+        TOWER_OUTPUTS.clear()
+        with torch.no_grad():
+            logits = model.to(hardware).train()(**batch, use_cache=False).logits[valid]
+        log_probs.append(logits.float().log_softmax(-1))
+    error = (log_probs[0] - log_probs[1]).abs()
+    record_property("prompt once - prompt each time, bfloat16 log-probs, mean", float(error.mean()))
+    assert len(computed) == 1 and error.mean() < 0.02 and error.max() < 0.3
 
 
 @LAYOUTS

@@ -132,7 +132,7 @@ def device() -> list[Finding]:
     found = ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     flash = version_of("flash-attn")
-    without = "use actor_rollout_ref.model.override_config.attn_implementation=sdpa and use_remove_padding=false"
+    without = "use +actor_rollout_ref.model.override_config.attn_implementation=sdpa and use_remove_padding=false"
     return [
         Finding("device", found),
         Finding("bfloat16", "yes" if bf16 else "no", "ok" if bf16 else "error", "" if bf16 else "Ampere or newer"),
