@@ -23,8 +23,7 @@ Pick = Callable[[int], list[int]]  # number of frames -> indices of those wanted
 def by_decord(path: Path, pick: Pick) -> np.ndarray:
     import decord
 
-    # One decoding thread a clip: clips are decoded in parallel, and seeking dominates.
-    reader = decord.VideoReader(str(path), num_threads=1)
+    reader = decord.VideoReader(str(path), num_threads=1)  # clips are decoded in parallel, and seeking dominates
     return reader.get_batch(pick(len(reader))).asnumpy()
 
 
@@ -75,10 +74,8 @@ def decode(path: Path, pick: Pick) -> np.ndarray:
             raise
         with open_container(path) as container:
             stream = container.streams.best("video")
-            if not (stream and stream.codec_context):
-                raise MediaError(f"{path}: no video stream; give its rows no video, or another file") from error
-            codec = stream.codec_context.codec.canonical_name
-        raise MediaError(
-            f"{path}: {chosen()} has no decoder for its codec, {codec}; encode it anew (ffmpeg -i IN -c:v libx264 "
-            "OUT.mp4), or set VERL_OMNI_VIDEO_DECODER=pyav"
-        ) from error
+            codec = stream and stream.codec_context and stream.codec_context.codec.canonical_name
+        anew = "encode it anew (ffmpeg -i IN -c:v libx264 OUT.mp4), or set VERL_OMNI_VIDEO_DECODER=pyav"
+        none = "no video stream; give its rows no video, or another file"
+        problem = f"{chosen()} has no decoder for its codec, {codec}; {anew}" if codec else none
+        raise MediaError(f"{path}: {problem}") from error
