@@ -75,7 +75,7 @@ def main() -> int:
                 keep(f"a clip of {size}, one core", {**figures, "clip to model inputs, ms": sums})
                 keep(
                     f"a clip of {size}, one core, in the media cache",
-                    clip.measure_store(path, size, folder / "media", processor),
+                    clip.measure_store(path, size, folder / "media", processor, sums["plain"]),
                 )
             keep("a corpus of two clips", clip.measure_second_start(list(clips.values()), folder / "second"))
         for size, path in clips.items() if "prompt" in args.parts else ():
