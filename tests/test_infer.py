@@ -10,14 +10,14 @@ from verl_omni.__main__ import main
 from verl_omni.cli.infer import senses_of
 from verl_omni.data.files import read_rows
 from verl_omni.media import MediaError
-from verl_omni.models.humanomni.tiny import build_tiny
+from verl_omni.models.families import FOLDERS, load
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("infer") / "tiny")
+@pytest.fixture(scope="module", params=FOLDERS.values())
+def tiny(request, tmp_path_factory) -> Path:
+    return load(request.param).build_tiny(tmp_path_factory.mktemp("infer") / "tiny")
 
 
 @pytest.mark.parametrize(
