@@ -78,6 +78,12 @@ class Engine:
         )
         return self.llm.generate(prompts, params, use_tqdm=False)
 
+    def clear_caches(self):
+        """What verl does after a weight update."""
+        self.llm.reset_prefix_cache()
+        self.llm.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
     def errors(self, requests, outputs):
         """|vLLM - transformers| of the 20 largest log-probabilities of every generated token."""
         found = []
