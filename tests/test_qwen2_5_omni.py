@@ -241,13 +241,14 @@ def test_one_stream_of_video_and_sound_is_refused(processor):
 def test_verl_loads_model_and_processor_and_bans_what_stands_for_media(directory):
     from verl.utils.model import get_hf_auto_model_class
     from verl.workers.config.model import HFModelConfig
-    from verl.workers.rollout.utils import get_vision_placeholder_token_ids
+    from verl.workers.rollout.utils import get_max_position_embeddings, get_vision_placeholder_token_ids
 
     import verl_omni.plugin  # noqa: F401
 
     config = HFModelConfig(path=str(directory))
     assert get_hf_auto_model_class(config.hf_config) is AutoModelForImageTextToText
     assert config.hf_config.tie_word_embeddings is False, "verl's engine asks the configuration"
+    assert get_max_position_embeddings(config.hf_config) == 4096
     processor = config.processor
     banned = processor.tokenizer.convert_ids_to_tokens(get_vision_placeholder_token_ids(processor))
     assert set(banned) == {"<|VIDEO|>", "<|AUDIO|>", "<|IMAGE|>", "<|vision_bos|>", "<|audio_bos|>"}

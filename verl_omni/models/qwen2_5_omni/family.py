@@ -11,7 +11,9 @@ from .tiny import build_tiny
 
 __all__ = ["build_tiny", "load_model", "load_processor", "owns", "placeholders", "text_config"]
 
-Qwen2_5OmniConfig.tie_word_embeddings = False  # verl asks for it; upstream leaves it to the configuration's parts
+# verl asks for these; upstream leaves them to the configuration's parts.
+Qwen2_5OmniConfig.tie_word_embeddings = False
+Qwen2_5OmniConfig.max_position_embeddings = property(lambda self: text_config(self).max_position_embeddings)
 AutoModelForImageTextToText.register(Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, exist_ok=True)
 
 
