@@ -129,7 +129,8 @@ def test_all_problems_of_all_rows_are_listed(tmp_path) -> None:
         ("rows.json", b'{"prompt": []}', "a list of rows was expected, a dict found"),
         ("rows.jsonl", b'{"a": 1}\n{"a": \n', "line 2"),
         ("rows.parquet", b"PAR1 and no more", "not readable as .parquet"),
-        ("rows.csv", b"a,b\n", "rows are read from .parquet, .json, .jsonl files"),
+        ("rows.txt", b"a,b\n", "rows are read from .parquet, .json, .jsonl, .csv files"),
+        ("rows.csv", b"a,b\n", "no rows in it"),
         ("rows.json", b"[]", "no rows in it"),
     ],
 )
