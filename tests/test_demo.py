@@ -13,8 +13,10 @@ from verl_omni.data.check import check_media, load_rows
 from verl_omni.data.files import read_rows
 from verl_omni.labels import LABELS
 from verl_omni.media import read_audio, read_video
+from verl_omni.models.families import FOLDERS
+from verl_omni.recipe import shipped
 from verl_omni.rewards import compute_score
-from verl_omni.study.demo import Demo, _cost, metrics_of
+from verl_omni.study.demo import FAMILIES, Demo, _cost, metrics_of
 
 SIZES = {"n_train": 16, "n_test": 8, "n_sft": 8}
 
@@ -110,6 +112,13 @@ def test_a_variant_trains_a_model_of_its_own_from_the_same_start(tmp_path):
         start = "MAFW-DFEW-SFT" if name == "R1-Omni+no_think" else "EMER-SFT"
         assert values["actor_rollout_ref.model.path"] == str(tmp_path / start)
     assert values["recipe"] == ["r1omni_cpu", "no_think"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_familys_models_have_recipes(family, tmp_path):
+    base, *recipes = Demo(tmp_path, seed=0, overrides=[], variants=[], family=family).models.values()
+    assert base is None and set(recipes) <= shipped().keys()
+    assert set(FAMILIES) == set(FOLDERS.values())
 
 
 def test_the_cost_of_a_run_is_read_from_verls_metrics(tmp_path):
