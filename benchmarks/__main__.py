@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what is decoded, processed, moved and encoded how often, and how long it takes."""
+"""``python -m benchmarks``: what is decoded, processed, moved and encoded how often, and how long it takes."""
 
 import argparse
 import json

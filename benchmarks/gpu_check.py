@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_check` (`make gpu-check`): what a GPU has yet to show, by one command, on one page.
+"""``python -m benchmarks.gpu_check`` (``make gpu-check``): what a GPU has yet to show, by one command, on one page.
 
 HumanOmni-0.5B at full size with random weights and clips of 720p, on one GPU of 24 GB or more; nothing is downloaded.
 Without a GPU the same stages run with the tiny model and the CPU recipes. A stage that fails is reported, and the

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kill`: trainers killed at seeded moments, and what the same command makes of it.
+"""``python -m benchmarks.kill``: trainers killed at seeded moments, and what the same command makes of it.
 
 One GRPO run and one supervised run of the demo's tiny model, a checkpoint each step. Each attempt is killed at a moment
 drawn at random, and the next attempt, by the same command, must go on after the last checkpoint; the last one runs to

@@ -129,7 +129,7 @@ def expand(ids: torch.Tensor, config) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory):
-    """A tiny model that knows some demo clips by heart (`taught_model.Taught`); for slow tests."""
+    """A tiny model that knows some demo clips by heart (``taught_model.Taught``); for slow tests."""
     from taught_model import build_taught
 
     return build_taught(tmp_path_factory.mktemp("taught"))

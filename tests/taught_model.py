@@ -1,6 +1,6 @@
 """A tiny HumanOmni that knows a dozen demo clips by heart: it answers in the format, and needs picture and sound.
 
-Asked `OTHER_QUESTION`, it answers `nobody`.
+Asked ``OTHER_QUESTION``, it answers ``nobody``.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Taught:
 
 
 def build_taught(folder: Path) -> Taught:
-    """Write the model to `folder/taught` and its clips to `folder/demo` (some 15 s on one core)."""
+    """Write the model to ``folder/taught`` and its clips to ``folder/demo`` (some 15 s on one core)."""
     files = build_demo(folder / "demo", n_train=4, n_test=CLIPS, n_sft=4)
     source, out = build_tiny(folder / "tiny"), folder / "taught"
     processor = AutoProcessor.from_pretrained(source)

@@ -1,4 +1,4 @@
-"""`python -m verl_omni check`, of rows, and `doctor`, of the installation."""
+"""``python -m verl_omni check``, of rows, and ``doctor``, of the installation."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`make gpu-check`: its stages, figures and page. The whole of it takes minutes (docs/gpu.md)."""
+"""``make gpu-check``: its stages, figures and page. The whole of it takes minutes (docs/gpu.md)."""
 
 import json
 import sys

@@ -55,7 +55,7 @@ def stand_in_for_flash_attention(monkeypatch):
 
 
 def packed(processor) -> dict[str, torch.Tensor]:
-    """Three prompts of unequal length as verl packs them (`use_remove_padding`)."""
+    """Three prompts of unequal length as verl packs them (``use_remove_padding``)."""
     clips = [Golden(case, path).inputs(processor) for case, path in
              (("landscape", "train"), ("square", "infer"), ("portrait", "train"))]  # fmt: skip
     batch = {name: torch.cat([clip[name] for clip in clips])

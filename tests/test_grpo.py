@@ -1,4 +1,4 @@
-"""GRPO through verl's own `main_ppo` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
+"""GRPO through verl's own ``main_ppo`` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_a_model(killed, study):
 
 
 def test_two_ranks_have_the_first_loss_of_one(killed, study, monkeypatch):
-    """Two ranks replay the one rank's rollouts (verl's `skip.rollout_tq`), so both see the same responses.
+    """Two ranks replay the one rank's rollouts (verl's ``skip.rollout_tq``), so both see the same responses.
 
     The one rank's come from verl's logits, the two ranks' from no logits.
     """
@@ -220,7 +220,7 @@ LORA = (
 
 @pytest.fixture(scope="module")
 def cold_start(study) -> Path:
-    """Adapters fine-tuned on two ranks that start with an empty media cache; its log is `sft.log`."""
+    """Adapters fine-tuned on two ranks that start with an empty media cache; its log is ``sft.log``."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     arguments = [
         *(*torchrun, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_cpu", "trainer.n_gpus_per_node=2", *LORA),

@@ -1,4 +1,4 @@
-"""`infer`: one clip, with whatever senses it has."""
+"""``infer``: one clip, with whatever senses it has."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The front door: what `import verl` registers, and how it fails where it cannot. In real processes."""
+"""The front door: what ``import verl`` registers, and how it fails where it cannot. In real processes."""
 
 import importlib.util
 import inspect
@@ -90,7 +90,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory) -> dict[str, subprocess.Popen]:
-    """`import verl` in fresh processes, all at once: each takes seconds of waiting for the disk."""
+    """``import verl`` in fresh processes, all at once: each takes seconds of waiting for the disk."""
     from verl_omni.models.humanomni.tiny import build_tiny
 
     folder = tmp_path_factory.mktemp("distributions")

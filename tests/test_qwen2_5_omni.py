@@ -93,7 +93,7 @@ def with_answer(sample: dict, *tokens: int) -> dict:
 
 
 def test_patches_are_upstreams_formula(processor):
-    """Of `_preprocess` in transformers' video_processing_qwen2_vl, in numpy, patch by patch."""
+    """Of ``_preprocess`` in transformers' video_processing_qwen2_vl, in numpy, patch by patch."""
     frames, _ = media(processor, "portrait.mp4")
     inputs = inputs_of(processor, "portrait.mp4")
     video = processor.video_processor

@@ -1,4 +1,4 @@
-"""GRPO of Qwen2.5-Omni through verl's `main_ppo` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
+"""GRPO of Qwen2.5-Omni through verl's ``main_ppo`` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
 
 import sys
 from pathlib import Path

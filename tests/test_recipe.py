@@ -1,4 +1,4 @@
-"""`+recipe=`: which file it means, how it is composed over verl's configuration, and what the shipped recipes hold."""
+"""``+recipe=``: which file it means, how it is composed over verl's configuration, what the shipped recipes hold."""
 
 import importlib
 import subprocess
@@ -434,7 +434,7 @@ def test_main_ppo_shows_a_recipe_composed(tmp_path):
 
 
 def verl_main(module: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `python -m module` does after its imports, in this process."""
+    """What ``python -m module`` does after its imports, in this process."""
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     importlib.import_module(module).main()

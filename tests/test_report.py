@@ -211,7 +211,7 @@ def test_frames_from_the_media_cache_show_the_clips_own_picture(case: str, tmp_p
 
 
 def envelope_path(path: str) -> str:
-    """`path` if it is a closed path within the waveform's box."""
+    """``path`` if it is a closed path within the waveform's box."""
     points = [tuple(map(float, pair.split(","))) for pair in path.strip("MZ").split("L")]
     assert all(0 <= x <= 240 and 0 <= y <= 40 for x, y in points)
     return path

@@ -1,4 +1,4 @@
-"""`python -m verl_omni COMMAND`: the commands around training; training itself is verl's own entry points."""
+"""``python -m verl_omni COMMAND``: the commands around training; training itself is verl's own entry points."""
 
 import argparse
 import importlib

@@ -2,9 +2,9 @@
 
 Rewards compare strings exactly, so rows must hold the words that a model is to answer with. ``authors`` are the words
 of R1-Omni's scripts (repository HumanMLLM/R1-Omni: the label options in ``humanomni/eval/eval_mafw_dfew.py``, the
-mapping of RAVDESS in ``eval_ravedess.py``, the example answer `anxious` in the README), which its released checkpoints
-answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never normalized in
-training; at evaluation it is if, and only if, that is asked for. The words are data (``labels.json``).
+mapping of RAVDESS in ``eval_ravedess.py``, the example answer ``anxious`` in the README), which its released
+checkpoints answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never
+normalized in training; at evaluation it is if, and only if, that is asked for. The words are data (``labels.json``).
 """
 
 import json

@@ -1,8 +1,9 @@
 """Front door: what verl and vLLM call at start, and the table of all that is registered with them or adjusted.
 
-verl imports this module in each of its processes (entry point group `verl.plugins`), while `verl/__init__` is still
-half imported; vLLM calls `register_vllm` in each of its own (`vllm.general_plugins`), where verl may not be wanted at
-all. So nothing of verl or vLLM is imported here: each row of the table waits until the module it concerns is imported.
+verl imports this module in each of its processes (entry point group ``verl.plugins``), while ``verl/__init__`` is still
+half imported; vLLM calls ``register_vllm`` in each of its own (``vllm.general_plugins``), where verl may not be wanted
+at all. So nothing of verl or vLLM is imported here: each row of the table waits until the module it concerns is
+imported.
 """
 
 import importlib
@@ -32,7 +33,7 @@ SUPPORTED = {
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done to `module` right after its import: `function` is called with the module.
+    """Something done to ``module`` right after its import: ``function`` is called with the module.
 
     Attributes:
         module: module of verl, vLLM or Hydra it concerns.

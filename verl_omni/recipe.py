@@ -23,8 +23,8 @@ class CheckPaths(Callback):
 
     It also restores the file in which verl looks for the last checkpoint, should a kill have left it empty.
 
-    A recipe names it under `hydra.callbacks`. A model may be in the hub's cache, too; a path with a scheme (`hdfs://`)
-    is verl's to fetch and not looked for.
+    A recipe names it under ``hydra.callbacks``. A model may be in the hub's cache, too; a path with a scheme
+    (``hdfs://``) is verl's to fetch and not looked for.
 
     Args:
         remedy: how a user of the recipe gets these files.

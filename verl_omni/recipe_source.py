@@ -1,8 +1,8 @@
-"""`+recipe=PATH` on verl's command lines: a YAML file composed over verl's own configuration.
+"""``+recipe=PATH`` on verl's command lines: a YAML file composed over verl's own configuration.
 
-Hydra takes `+recipe=…` as a choice in a config group `recipe`; the source below resolves that choice to a file, so that
-defaults lists, interpolation, `--cfg job` and command-line overrides work on a recipe as on any Hydra config. Its names
-are imported from `verl_omni.recipe`: this module is run in the middle of Hydra's own import.
+Hydra takes ``+recipe=…`` as a choice in a config group ``recipe``; the source below resolves that choice to a file, so
+that defaults lists, interpolation, ``--cfg job`` and command-line overrides work on a recipe as on any Hydra config.
+Its names are imported from ``verl_omni.recipe``: this module is run in the middle of Hydra's own import.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def shipped() -> dict[str, Path]:
 
 
 def resolve(name: str) -> Path:
-    """The file behind `+recipe=name`: a path (absolute, or relative to the working directory), else a shipped recipe.
+    """The file behind ``+recipe=name``: a path (absolute, or relative to the working directory), else a shipped recipe.
 
     Raises:
         RecipeError: neither exists.
@@ -52,7 +52,7 @@ def resolve(name: str) -> Path:
 
 
 class RecipeSource(ConfigSource):
-    """Hydra config source `recipe://`: one group, whose options are files."""
+    """Hydra config source ``recipe://``: one group, whose options are files."""
 
     @staticmethod
     def scheme() -> str:
@@ -91,6 +91,6 @@ class RecipeSearchPath(SearchPathPlugin):
 
 
 def register(hydra_main: ModuleType) -> None:
-    """Make `+recipe=` known to Hydra in this process; `hydra_main` is the module whose import brought us here."""
+    """Make ``+recipe=`` known to Hydra in this process; ``hydra_main`` is the module whose import brought us here."""
     for plugin in (RecipeSource, RecipeSearchPath):
         Plugins.instance().register(plugin)

@@ -1,4 +1,4 @@
-"""Damaged clips, and whether each is named, noticed by nobody, or kills its reader: `python -m benchmarks.faults`.
+"""Damaged clips, and whether each is named, noticed by nobody, or kills its reader: ``python -m benchmarks.faults``.
 
 Each of ten containers is damaged in twelve ways, several times over. Whatever ``check`` would say of a file is computed
 in a child process as ``check`` does, and compared with the undamaged clip.

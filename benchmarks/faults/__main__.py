@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults`: the campaign as tables and JSON; fails if a decoder hung or an error named no file."""
+"""``python -m benchmarks.faults``: the campaign as tables and JSON; fails if a decoder hung or a file was not named."""
 
 import argparse
 import json

@@ -11,7 +11,7 @@ def ban_audio_placeholder(utils: ModuleType) -> None:
     """Ban the audio placeholder from sampling, as verl bans those of images and videos.
 
     Args:
-        utils: `verl.workers.rollout.utils`.
+        utils: ``verl.workers.rollout.utils``.
     """
     get_vision_placeholder_token_ids = utils.get_vision_placeholder_token_ids
 

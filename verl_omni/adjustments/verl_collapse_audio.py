@@ -9,7 +9,7 @@ def collapse_audio(utils: ModuleType) -> None:
     """Let a processor collapse its prompts for vLLM, if it has ``collapse_placeholders``.
 
     Args:
-        utils: `verl.workers.rollout.utils`.
+        utils: ``verl.workers.rollout.utils``.
     """
     dedup_image_tokens = utils.qwen2_5_vl_dedup_image_tokens
 

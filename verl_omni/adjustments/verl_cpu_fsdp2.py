@@ -8,10 +8,10 @@ from verl_omni.platforms.cpu import is_cpu_only
 
 @cache
 def register_engine(transformer_impl: ModuleType) -> None:
-    """Register verl's FSDP2 engine for device `cpu`, without the pinned memory that only an accelerator can use.
+    """Register verl's FSDP2 engine for device ``cpu``, without the pinned memory that only an accelerator can use.
 
     Args:
-        transformer_impl: `verl.workers.engine.fsdp.transformer_impl`.
+        transformer_impl: ``verl.workers.engine.fsdp.transformer_impl``.
     """
     if not is_cpu_only():
         return

@@ -9,10 +9,10 @@ from verl_omni.platforms.cpu import is_cpu_only
 
 @cache
 def use_gloo_once(distributed: ModuleType) -> None:
-    """Initialise process groups with backend `cpu:gloo`: torch refuses verl's "cpu:gloo,cpu:gloo".
+    """Initialise process groups with backend ``cpu:gloo``: torch refuses verl's "cpu:gloo,cpu:gloo".
 
     Args:
-        distributed: `verl.utils.distributed`.
+        distributed: ``verl.utils.distributed``.
     """
     if not is_cpu_only():
         return

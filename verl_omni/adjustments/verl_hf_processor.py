@@ -11,10 +11,10 @@ from verl_omni.models.families import family_of
 
 @cache
 def accept_processor(tokenizer: ModuleType) -> None:
-    """Let verl's `hf_processor` return our families' processors; it returns None for all but seven class names.
+    """Let verl's ``hf_processor`` return our families' processors; it returns None for all but seven class names.
 
     Args:
-        tokenizer: `verl.utils.tokenizer.tokenizer`.
+        tokenizer: ``verl.utils.tokenizer.tokenizer``.
     """
     hf_processor = tokenizer.hf_processor
 

@@ -15,7 +15,7 @@ def take_log_probs_of_many_tokens(torch_functional: ModuleType) -> None:
     With flash-attn installed, verl does not come to this function.
 
     Args:
-        torch_functional: `verl.utils.torch_functional`.
+        torch_functional: ``verl.utils.torch_functional``.
     """
     of_each_row = torch_functional.logprobs_from_logits_v2
 

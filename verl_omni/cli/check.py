@@ -1,4 +1,4 @@
-"""`python -m verl_omni check`: can these rows be trained on? (`doctor` looks at the installation.)"""
+"""``python -m verl_omni check``: can these rows be trained on? (``doctor`` looks at the installation.)"""
 
 import argparse
 import sys

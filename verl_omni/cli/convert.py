@@ -1,4 +1,4 @@
-"""`python -m verl_omni convert CHECKPOINT`: between original R1-Omni checkpoints and self-contained directories."""
+"""``python -m verl_omni convert CHECKPOINT``: between original R1-Omni checkpoints and self-contained directories."""
 
 import argparse
 from pathlib import Path

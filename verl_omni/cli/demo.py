@@ -1,4 +1,4 @@
-"""`python -m verl_omni demo`: the whole study on the demo corpus, on a CPU."""
+"""``python -m verl_omni demo``: the whole study on the demo corpus, on a CPU."""
 
 import argparse
 import sys

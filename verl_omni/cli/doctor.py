@@ -1,4 +1,4 @@
-"""`python -m verl_omni doctor`: what is installed, what the plug-in changed, and does this machine fit a recipe?"""
+"""``python -m verl_omni doctor``: what is installed, what the plug-in changed, and does this machine fit a recipe?"""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint, at most: weights, Adam'
 
 @dataclass
 class Finding:
-    """One line: `status` is ok, note (works, but worse) or error."""
+    """One line: ``status`` is ok, note (works, but worse) or error."""
 
     what: str
     found: str

@@ -1,4 +1,4 @@
-"""`python -m verl_omni evaluate MODEL --data ROWS`: answer every row with vLLM, and measure WAR and UAR."""
+"""``python -m verl_omni evaluate MODEL --data ROWS``: answer every row with vLLM, and measure WAR and UAR."""
 
 import argparse
 import json
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
-    """A sentence for each corpus of which rows are in the folds (`CORPUS=FOLD`) that the model was trained on."""
+    """A sentence for each corpus of which rows are in the folds (``CORPUS=FOLD``) that the model was trained on."""
     trained = dict(item.split("=", 1) for item in trained_folds)
     rows = [(row.get("data_source"), row.get("extra_info") or {}) for file in files for row in read_rows(file)]
     for corpus, fold in trained.items():

@@ -1,4 +1,4 @@
-"""`python -m verl_omni infer CLIP`: think and answer for one clip, with transformers alone."""
+"""``python -m verl_omni infer CLIP``: think and answer for one clip, with transformers alone."""
 
 import argparse
 import sys
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def senses_of(clip: Path) -> list[str]:
-    """`video` and `audio` where a file has them; a folder of frames has `video`.
+    """``video`` and ``audio`` where a file has them; a folder of frames has ``video``.
 
     Raises:
         MediaError: The file is not there, is no media file, or has neither.

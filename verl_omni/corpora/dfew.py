@@ -3,13 +3,13 @@
 Layout and counts: the README the corpus is delivered with (version 1.0, 17 October 2020):
 
     Clip/original/…/N.mp4                                  the clips with sound, unpacked in parts (part_1 … part_11)
-    EmoLabel_DataSplit/train(single-labeled)/set_K.csv     header `video_name,label`
+    EmoLabel_DataSplit/train(single-labeled)/set_K.csv     header ``video_name,label``
     EmoLabel_DataSplit/test(single-labeled)/set_K.csv
     labels 1 happy, 2 sad, 3 neutral, 4 angry, 5 surprise, 6 disgust, 7 fear
 
-The README writes `train(single_labeled)`, public loaders of the corpus (e.g. MAE-DFER) read `train(single-labeled)`:
-both are accepted. It names clips `XXXXX.mp4`, loaders find `1.mp4`: clips are matched by number. `clip_224x224` holds
-face crops without sound and is not used.
+The README writes ``train(single_labeled)``, public loaders of the corpus (e.g. MAE-DFER) read
+``train(single-labeled)``: both are accepted. It names clips ``XXXXX.mp4``, loaders find ``1.mp4``: clips are matched by
+number. ``clip_224x224`` holds face crops without sound and is not used.
 
 The default is fold 2. The published DFEW accuracies of R1-Omni are multiples of 1/2341, the size of the test sets of
 folds 1 and 2 and of no other fold; and R1-Omni's README shows clip 1 as *training* data, which is in fold 1's test set
@@ -31,7 +31,7 @@ def read(root: Path, fold: int = 2) -> Listing:
     """List one fold of DFEW.
 
     Args:
-        root: Folder with `Clip` and `EmoLabel_DataSplit`.
+        root: Folder with ``Clip`` and ``EmoLabel_DataSplit``.
         fold: 1 to 5.
 
     Raises:

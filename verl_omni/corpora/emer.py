@@ -2,20 +2,20 @@
 
 Annotations, as published by their authors (zeroQiaoba/AffectGPT, EMER/dataset-v1 and -v2; MER2025 on the Hub):
 
-    final-EMER-reason.csv             EMER-V2, `name,chinese,english`, 332 clips
-    gt-eng.csv                        EMER-V1, `names,emotions,subtitles,reasons`, 100 clips
-    track3_train_ovmerd.csv           MER2025's edition of EMER-V2, `name,reason`, 332 clips
-    track3_train_mercaptionplus.csv   MER2025's machine-made ones, `name,reason`, 31,327 clips
+    final-EMER-reason.csv             EMER-V2, ``name,chinese,english``, 332 clips
+    gt-eng.csv                        EMER-V1, ``names,emotions,subtitles,reasons``, 100 clips
+    track3_train_ovmerd.csv           MER2025's edition of EMER-V2, ``name,reason``, 332 clips
+    track3_train_mercaptionplus.csv   MER2025's machine-made ones, ``name,reason``, 31,327 clips
 
-Clips (each under MER's licence): MER2023's `train/NAME.avi`, MER2024's `video-labeled/NAME.mp4`, MER2025's
-`video/NAME.mp4`. Labels: MER's discrete one of the same clip (neutral, angry, happy, sad, worried, surprise), from
-`label-disdim.csv` (MER2024), `train-label.csv` (MER2023) or `track1_train_disdim.csv` (MER2025); where there is none,
-the first word of MER2025's open-vocabulary labels (`track2_….csv`, column `openset`). EMER-V1 states its own.
+Clips (each under MER's licence): MER2023's ``train/NAME.avi``, MER2024's ``video-labeled/NAME.mp4``, MER2025's
+``video/NAME.mp4``. Labels: MER's discrete one of the same clip (neutral, angry, happy, sad, worried, surprise), from
+``label-disdim.csv`` (MER2024), ``train-label.csv`` (MER2023) or ``track1_train_disdim.csv`` (MER2025); where there is
+none, the first word of MER2025's open-vocabulary labels (``track2_….csv``, column ``openset``). EMER-V1 states its own.
 
 R1-Omni's cold start used 232 EMER clips and 348 clips labelled by hand; neither the choice nor the latter were
-published. Its one printed example answers `anxious`, so MER's `worried` becomes that unless `--vocabulary corpus` is
-given. Whoever has those files in the original's JSON can use `prepare original`, which also reads the 331 EMER clips
-that Rhatanii/ERV published in this form; MER2025's track 3 is a substitute for the 348.
+published. Its one printed example answers ``anxious``, so MER's ``worried`` becomes that unless ``--vocabulary corpus``
+is given. Whoever has those files in the original's JSON can use ``prepare original``, which also reads the 331 EMER
+clips that Rhatanii/ERV published in this form; MER2025's track 3 is a substitute for the 348.
 """
 
 import re
@@ -50,8 +50,8 @@ def read(root: Path, annotations: Path | None = None) -> Listing:
     """List the clips of an annotation file with their explanations; all are training data.
 
     Args:
-        root: Folder with the annotations, the labels and one of `CLIP_FOLDERS`.
-        annotations: One of `FILES`, wherever it lies; by default the first that is in `root`.
+        root: Folder with the annotations, the labels and one of ``CLIP_FOLDERS``.
+        annotations: One of ``FILES``, wherever it lies; by default the first that is in ``root``.
 
     Raises:
         CorpusError: A file or column is missing, or a clip has no label.

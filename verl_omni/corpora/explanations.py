@@ -21,8 +21,8 @@ def explain(clips: list[Clip], source: str) -> list[Clip]:
     """Give the training clips explanations.
 
     Args:
-        clips: Clips with labels of `SIGNS`.
-        source: `rules`, or a CSV or JSONL file with the columns `id` and `text`.
+        clips: Clips with labels of ``SIGNS``.
+        source: ``rules``, or a CSV or JSONL file with the columns ``id`` and ``text``.
 
     Raises:
         CorpusError: The file lacks a training clip, or there is no rule for a label.

@@ -21,8 +21,8 @@ class Clip:
     Attributes:
         id: The corpus's own name of the clip, unique within it.
         media: Video file with sound; it may be missing on disk.
-        label: Emotion word, of `verl_omni.labels.LABELS` where the corpus has a label set.
-        split: `train` or `test` (MELD also has `dev`).
+        label: Emotion word, of ``verl_omni.labels.LABELS`` where the corpus has a label set.
+        split: ``train`` or ``test`` (MELD also has ``dev``).
         reasoning: Text of the explanation, for a cold start; empty where the corpus has none.
         actor: Who is seen, where the corpus says so; splits and intervals go by actor.
         about: What the corpus knows of the clip apart from its emotion, in a sentence; for rule-made explanations.
@@ -90,7 +90,7 @@ class Listing:
 
 
 def require(path: Path, what: str) -> Path:
-    """`path` itself, or a `CorpusError` saying what was expected there."""
+    """``path`` itself, or a ``CorpusError`` saying what was expected there."""
     if not path.exists():
         raise CorpusError(f"{path}: not found; expected {what}. Is --root the corpus's top folder?")
     return path
@@ -103,7 +103,7 @@ def first_of(paths: Iterable[Path], what: str) -> Path:
 
 
 def require_fold(fold: int, corpus: str, folds: int = 5) -> int:
-    """A fold number, 1 to `folds`."""
+    """A fold number, 1 to ``folds``."""
     if not 1 <= fold <= folds:
         raise CorpusError(f"--fold {fold}: {corpus} has folds 1 to {folds}")
     return fold

@@ -1,13 +1,13 @@
 """MAFW: 10,045 clips, 11 single emotions; five folds over the 9,172 single-labelled clips.
 
-Layout, as read by public loaders of the corpus (MAE-DFER's `preprocess/mafw.py` and others):
+Layout, as read by public loaders of the corpus (MAE-DFER's ``preprocess/mafw.py`` and others):
 
     data/clips/00025.mp4                                            the clips with sound
-    Train & Test Set/single/no_caption/set_K/{train,test}.txt       lines `00025.mp4 happiness`
+    Train & Test Set/single/no_caption/set_K/{train,test}.txt       lines ``00025.mp4 happiness``
 
-The split folder is also met as `Train_Test_Set` and as `split` (MAE-DFER).
+The split folder is also met as ``Train_Test_Set`` and as ``split`` (MAE-DFER).
 
-The number of clips by fold is that of the split files as MAE-DFER (sunlicai/MAE-DFER, `saved/data/mafw`) saved them;
+The number of clips by fold is that of the split files as MAE-DFER (sunlicai/MAE-DFER, ``saved/data/mafw``) saved them;
 MAFW's own page gives the totals only. ffmpeg finds no sound in 21 of the 10,045 clips.
 
 R1-Omni's accuracies on MAFW are no multiples of one over any fold's test set (they fit 1,477 or 1,576 clips), and its
@@ -30,7 +30,7 @@ def read(root: Path, fold: int = 1) -> Listing:
     """List one fold of MAFW's single-labelled clips.
 
     Args:
-        root: Folder with `data/clips` and one of `SPLIT_FOLDERS`.
+        root: Folder with ``data/clips`` and one of ``SPLIT_FOLDERS``.
         fold: 1 to 5.
 
     Raises:

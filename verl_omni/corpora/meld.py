@@ -2,12 +2,12 @@
 
 Layout and counts: the corpus's repository (declare-lab/MELD) and its archive MELD.Raw.tar.gz:
 
-    {train,dev,test}_sent_emo.csv     `…,Emotion,…,Dialogue_ID,Utterance_ID,…`, at the top or in data/MELD
+    {train,dev,test}_sent_emo.csv     ``…,Emotion,…,Dialogue_ID,Utterance_ID,…``, at the top or in data/MELD
     …/dia6_utt1.mp4                   below one folder a split, whose name holds the split's: train_splits,
                                       dev_splits_complete, output_repeated_splits_test
 
-The archive lacks one clip of the dev set and holds one damaged one (train, dia125_utt3): `--partial` accepts that.
-Copies under other names (`final_videos_test…`, `._dia…`) are passed over.
+The archive lacks one clip of the dev set and holds one damaged one (train, dia125_utt3): ``--partial`` accepts that.
+Copies under other names (``final_videos_test…``, ``._dia…``) are passed over.
 """
 
 from pathlib import Path

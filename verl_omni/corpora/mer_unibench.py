@@ -2,13 +2,13 @@
 
 Files, as the benchmark's own code reads them (arXiv 2501.16566, zeroQiaoba/AffectGPT; each corpus under its licence):
 
-    track2_train_ovmerd.csv, ovlabel.csv   `name,openset`: OV-MERD, OV-MERD+; the label lists the clip's emotions
-    label-6way.npz                         MER2023, MER2024: `test1_corpus`, emotion words
-    label.npz, label_4way.npz              MELD `test_corpus`, IEMOCAP `whole_corpus` (session 5 is the test), indices
-    label.npz                              CMU-MOSI, CMU-MOSEI, SIMS, SIMSv2: `test_corpus`, valence
+    track2_train_ovmerd.csv, ovlabel.csv   ``name,openset``: OV-MERD, OV-MERD+; the label lists the clip's emotions
+    label-6way.npz                         MER2023, MER2024: ``test1_corpus``, emotion words
+    label.npz, label_4way.npz              MELD ``test_corpus``, IEMOCAP ``whole_corpus`` (session 5 is tested), indices
+    label.npz                              CMU-MOSI, CMU-MOSEI, SIMS, SIMSv2: ``test_corpus``, valence
     video/NAME.mp4 or .avi                 the clips
 
-A training file (`*train*.csv`) makes training rows, any other makes test rows. Of a valence, the sign is the label;
+A training file (``*train*.csv``) makes training rows, any other makes test rows. Of a valence, the sign is the label;
 clips of valence 0 are left out, as in the benchmark. The corpus is called like its folder.
 """
 

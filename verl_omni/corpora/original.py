@@ -1,7 +1,7 @@
-"""The original R1-Omni's JSON: a list of `{"video": PATH, "conversations": [{"from": "human"|"gpt", "value": …}]}`.
+"""The original R1-Omni's JSON: a list of ``{"video": PATH, "conversations": [{"from": "human"|"gpt", "value": …}]}``.
 
 The two examples in the original's README show the two kinds: a label alone as the answer (GRPO), or
-`<think>…</think>` and `<answer>…</answer>` on the next line (cold start). Paths are relative to a media folder.
+``<think>…</think>`` and ``<answer>…</answer>`` on the next line (cold start). Paths are relative to a media folder.
 """
 
 import json

@@ -8,7 +8,7 @@ Names, folders and counts: the corpus's page at Zenodo (record 1188976) and Livi
 
 Speech with sound and picture is used: 60 trials by 24 actors = 1,440 clips. R1-Omni's published accuracies are
 multiples of 1/300, which fits five actors; which five is not published. Folds are those of HiCMAE (sunlicai/HiCMAE,
-`saved/data/ravdess`): fold K tests actors 4K-3 to 4K, two men and two women.
+``saved/data/ravdess``): fold K tests actors 4K-3 to 4K, two men and two women.
 """
 
 import re
@@ -24,10 +24,10 @@ NAME = re.compile(r"(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d\d)")
 
 
 def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
-    """List RAVDESS's audio-visual speech clips; all are test data unless `fold` or `actors` say otherwise.
+    """List RAVDESS's audio-visual speech clips; all are test data unless ``fold`` or ``actors`` say otherwise.
 
     Args:
-        root: Folder below which the `Actor_XX` folders lie, at any depth (the archives unpack differently).
+        root: Folder below which the ``Actor_XX`` folders lie, at any depth (the archives unpack differently).
         fold: 1 to 6: its four actors are for testing, the others for training.
         actors: In place of a fold: the actors for testing.
 

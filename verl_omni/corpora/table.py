@@ -3,8 +3,8 @@
     path,label,text,split,actor
     clips/1.mp4,happy,"She smiles and laughs.",train,anna
 
-`path` (relative to --root) and `label` are needed. `text` is an explanation for a cold start; `split` is `train` (the
-default), `test` or another name; `actor` lets the intervals of scores go by actor.
+``path`` (relative to --root) and ``label`` are needed. ``text`` is an explanation for a cold start; ``split`` is
+``train`` (the default), ``test`` or another name; ``actor`` lets the intervals of scores go by actor.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 A blanked video keeps its shape and shows one colour, the image processor's mean, which the model sees as zeros: the
 same for every clip, so that nothing of the clip (not even its brightness) is left. Muted audio is silence of the same
-length. Results carry the variant's name; the unchanged rows are the variant `normal`.
+length. Results carry the variant's name; the unchanged rows are the variant ``normal``.
 """
 
 import numpy as np

@@ -45,12 +45,12 @@ class Settings:
 
     Attributes:
         max_tokens: Length limit of an answer.
-        repetition_penalty: On new tokens alone; 1.1 is what the original's `generate` took from its checkpoint.
-        aspect_ratio: `pad` or `squash` frames; None for the model's own way.
-        no_audio: What a row of a clip without sound becomes, as in training: one of `NO_AUDIO_POLICIES`.
+        repetition_penalty: On new tokens alone; 1.1 is what the original's ``generate`` took from its checkpoint.
+        aspect_ratio: ``pad`` or ``squash`` frames; None for the model's own way.
+        no_audio: What a row of a clip without sound becomes, as in training: one of ``NO_AUDIO_POLICIES``.
         max_model_len: Prompt and answer together, in tokens.
         dtype: vLLM's.
-        modalities: Which of a row's media the model gets, as `data.modalities` in training.
+        modalities: Which of a row's media the model gets, as ``data.modalities`` in training.
     """
 
     max_tokens: int = 512
@@ -91,17 +91,17 @@ def evaluate(
         files: Rows files.
         out: Results file.
         name: The model's name in results and report.
-        variants: Of `verl_omni.evaluation.ablation.VARIANTS`.
+        variants: Of ``verl_omni.evaluation.ablation.VARIANTS``.
         settings: What else decides an answer.
-        engine: Further arguments of `vllm.LLM`, which do not.
-        question: To ask in place of the rows' own, one of `verl_omni.prompts.QUESTIONS` or a text.
+        engine: Further arguments of ``vllm.LLM``, which do not.
+        question: To ask in place of the rows' own, one of ``verl_omni.prompts.QUESTIONS`` or a text.
         with_options: Whether the question lists the corpus's labels to choose from.
 
     Returns:
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        RowsError: Rows that are not as `verl_omni.data.row` says; none left without those of clips without sound.
+        RowsError: Rows that are not as ``verl_omni.data.row`` says; none left without those of clips without sound.
         ResultsError: Rows without an id of their own, or a results file in use.
     """
     processor = family_in(model).load_processor(model)
@@ -149,7 +149,7 @@ def id_of(row: Row) -> str:
 
 
 def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: list) -> list[tuple[Row, list[Answer]]]:
-    """Each row with the answers wanted for it, still empty, under their keys (`common_to_all` is part of each)."""
+    """Each row with the answers wanted for it, still empty, under their keys (``common_to_all`` is part of each)."""
     planned: list[tuple[Row, list[Answer]]] = []
     seen: dict[str, Row] = {}
     prints: dict[str, str] = {}
@@ -198,7 +198,7 @@ def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_rat
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` in threads (decoders release the GIL), in order, only a few items ahead."""
+    """``map`` in threads (decoders release the GIL), in order, only a few items ahead."""
     workers = min(os.cpu_count(), 16)
     with ThreadPoolExecutor(workers) as pool:
         ahead = deque()
@@ -211,7 +211,7 @@ def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> Any:
-    """A `vllm.LLM` for the model, on a GPU or a CPU."""
+    """A ``vllm.LLM`` for the model, on a GPU or a CPU."""
     os.environ[RUN] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the scores

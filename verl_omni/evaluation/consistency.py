@@ -3,9 +3,9 @@
 An explanation *names* an emotion if one of its sentences asserts it (``verl_omni.rewards.lexicon``: "not happy" does
 not name happy). It is
 
-- `consistent` if it names the answered emotion (it may name others too: explanations weigh several),
-- `contradicting` if it names emotions, but not the answered one,
-- `silent` if it names none, or there is no explanation or no answer within the vocabulary.
+- ``consistent`` if it names the answered emotion (it may name others too: explanations weigh several),
+- ``contradicting`` if it names emotions, but not the answered one,
+- ``silent`` if it names none, or there is no explanation or no answer within the vocabulary.
 """
 
 from verl_omni.rewards.explanation import sentences
@@ -22,7 +22,7 @@ def emotions_named(text: str) -> set[str]:
 
 
 def consistency(think: str, answer: str) -> str:
-    """`consistent`, `contradicting` or `silent`.
+    """``consistent``, ``contradicting`` or ``silent``.
 
     >>> consistency("Her raised eyebrows show surprise.", "surprise")
     'consistent'

@@ -1,6 +1,6 @@
 """The results file: JSON lines, one per answered row, appended and synced to disk as answers come.
 
-A line's `key` is a hash of all that decides the answer: row id, prompt, media content, model files, sampling settings
+A line's ``key`` is a hash of all that decides the answer: row id, prompt, media content, model files, sampling settings
 and variant. A run that finds a key on file does not compute that answer again.
 """
 
@@ -32,13 +32,13 @@ class Answer:
         key: Hash of everything the answer depends on.
         model: Name the report shows.
         data_source: The row's corpus.
-        id: The row's `extra_info.id`.
-        variant: `normal`, `video_blanked` or `audio_muted`.
+        id: The row's ``extra_info.id``.
+        variant: ``normal``, ``video_blanked`` or ``audio_muted``.
         label: Ground truth.
         question: The prompt's text without media placeholders.
         videos, audios: Absolute paths of the row's media.
         completion: Generated text; empty if the row failed.
-        finish_reason: vLLM's: `stop`, or `length` for a text cut off.
+        finish_reason: vLLM's: ``stop``, or ``length`` for a text cut off.
         error: Why the row has no completion; empty if it has one.
         actor: Who is seen, where the row says so.
     """
@@ -101,8 +101,8 @@ class ResultsFile:
 
     Args:
         path: Results file, created if absent.
-        keys: Key of each `(model, id, variant)` of this run. Answers on file for one of these under another key were
-            made with other settings, prompt, media or weights: they move to `PATH.superseded`.
+        keys: Key of each ``(model, id, variant)`` of this run. Answers on file for one of these under another key were
+            made with other settings, prompt, media or weights: they move to ``PATH.superseded``.
 
     Raises:
         ResultsError: Another process writes to the file, or it holds something else.

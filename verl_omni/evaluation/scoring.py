@@ -38,17 +38,17 @@ class Score:
             one actor resemble each other); None below two.
         recall: Recall by class present in the ground truth.
         support: Rows by class.
-        labels: Rows and columns of `confusion`; the last, `(other)`, takes answers outside the set and failures.
+        labels: Rows and columns of ``confusion``; the last, ``(other)``, takes answers outside the set and failures.
         confusion: Counts ``[true][predicted]``.
-        format_rate: Share of rows in the format `<think>…</think> <answer>…</answer>`.
+        format_rate: Share of rows in the format ``<think>…</think> <answer>…</answer>``.
         out_of_set: Answers outside the label set, with their number.
         failures: Rows without an answer: (id, reason).
         truncated: Answers cut off at the token limit.
-        consistency: Rows whose explanation is `consistent`, `contradicting` or `silent`.
-        eea, epc, fcr: Of the explanations (`verl_omni.metrics`), by the rules of `verl_omni.rewards.lexicon`.
-        mentions: Share of the explanations that mention `sight`, and `sound`.
+        consistency: Rows whose explanation is ``consistent``, ``contradicting`` or ``silent``.
+        eea, epc, fcr: Of the explanations (``verl_omni.metrics``), by the rules of ``verl_omni.rewards.lexicon``.
+        mentions: Share of the explanations that mention ``sight``, and ``sound``.
         hallucinations: Rows whose explanation mentions a sense that the model was not given.
-        wheel: Emotion-wheel score `f`, `precision`, `recall`, and `hit_rate`; None if no label is in a wheel.
+        wheel: Emotion-wheel score ``f``, ``precision``, ``recall``, and ``hit_rate``; None if no label is in a wheel.
         normalized: Answers and labels that were counted as another word, if that was asked for, with their number.
     """
 
@@ -103,7 +103,7 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
     """Score the answers of one model, corpus and variant.
 
     Args:
-        normalize: Whether all words for a class (`verl_omni.labels.ALIASES`) count as it, in labels and answers.
+        normalize: Whether all words for a class (``verl_omni.labels.ALIASES``) count as it, in labels and answers.
 
     Raises:
         ValueError: No answers, or answers of several models, corpora or variants.
@@ -155,7 +155,7 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
 
 
 def senses_given(answer: Answer) -> set[str]:
-    """Of `sight` and `sound`, what the model was given: the row's media, but for what the variant took away."""
+    """Of ``sight`` and ``sound``, what the model was given: the row's media, but for what the variant took away."""
     given = {"sight": bool(answer.videos), "sound": bool(answer.audios)}
     return {sense for sense, there in given.items() if there} - {TAKEN.get(answer.variant)}
 
@@ -210,7 +210,7 @@ class Difference:
 
     Attributes:
         rows, groups: Rows that both models have; how many actors (or rows, where none are named) they come from.
-        war: Difference of WAR in points, `model` less `other`.
+        war: Difference of WAR in points, ``model`` less ``other``.
         p_value: Two-sided, of a permutation test that exchanges the two models' answers actor by actor.
     """
 
@@ -257,7 +257,7 @@ def changed_share(answers: list[Answer], variant: str, part: Callable[[Answer], 
 
     Args:
         answers: Answers of one model and corpus in all variants.
-        variant: `video_blanked` or `audio_muted`.
+        variant: ``video_blanked`` or ``audio_muted``.
         part: What of an answer to compare; its emotion by default.
 
     Returns:

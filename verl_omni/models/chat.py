@@ -9,7 +9,7 @@ from verl_omni.media import read_audio, read_video
 
 
 class ChatMedia:
-    """Renders a chat and processes its media, read by :mod:`verl_omni.media`; for a ``ProcessorMixin``."""
+    """Renders a chat and processes its media, read by :mod:``verl_omni.media``; for a ``ProcessorMixin``."""
 
     # Keywords of ``apply_chat_template`` that go to ``__call__``.
     call_options: tuple[str, ...] = ("return_tensors", "padding", "padding_side", "video_metadata")
@@ -18,7 +18,7 @@ class ChatMedia:
         """Render, and with ``tokenize`` process, a conversation (or a list of them).
 
         Media items are ``{"type": "video" | "audio", "path" | "video" | "audio": file, folder, frames or wave}``.
-        ``**kwargs`` go to the template, and to :meth:`__call__` if they are its own or in ``processor_kwargs``.
+        ``**kwargs`` go to the template, and to :meth:``__call__`` if they are its own or in ``processor_kwargs``.
         """
         options = {**(kwargs.pop("processor_kwargs", None) or {})}
         options |= {name: kwargs.pop(name) for name in self.call_options if name in kwargs}

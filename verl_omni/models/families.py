@@ -66,10 +66,10 @@ def family_in(directory: str | Path) -> Family:
 
 
 def register_flops(flops_counter: Any) -> None:
-    """Register the families with verl's FLOPs counter (metric `perf/mfu`); lower bounds, without the towers.
+    """Register the families with verl's FLOPs counter (metric ``perf/mfu``); lower bounds, without the towers.
 
     Args:
-        flops_counter: `verl.utils.flops_counter`.
+        flops_counter: ``verl.utils.flops_counter``.
     """
     for model_type, folder in FOLDERS.items():
         # No **kwargs: verl looks for them, and would pass the images' lengths, which Qwen2's does not take.

@@ -48,7 +48,7 @@ def nothing(*args: object, **kwargs: object) -> None:
 
 
 def device_module() -> ModuleType:
-    """`torch.cpu` with the functions verl calls on `torch.cuda`; memory is this process' resident set, in bytes."""
+    """``torch.cpu`` with the functions verl calls on ``torch.cuda``; memory is this process' resident set, in bytes."""
     process = psutil.Process()
     module = ModuleType("verl_omni.platforms.cpu.device")
     module.__dict__.update({name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")})
@@ -82,10 +82,10 @@ def device_module() -> ModuleType:
 
 
 def register_platform(platform_manager: ModuleType) -> None:
-    """Add platform `cpu` to verl's PlatformRegistry, after its own: they are asked first.
+    """Add platform ``cpu`` to verl's PlatformRegistry, after its own: they are asked first.
 
     Args:
-        platform_manager: `verl.plugin.platform.platform_manager`.
+        platform_manager: ``verl.plugin.platform.platform_manager``.
     """
     from verl.plugin.platform.platform_base import PlatformBase
 

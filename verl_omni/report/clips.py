@@ -39,7 +39,7 @@ class ClipView:
 
 
 def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int = 8) -> ClipView:
-    """Read a row's media for the page; a file that does not decode becomes a line in `problems`."""
+    """Read a row's media for the page; a file that does not decode becomes a line in ``problems``."""
     frames, sound, wave, seconds, problems = [], "", "", 0.0, []
     for path in videos[:1]:
         try:
@@ -66,7 +66,7 @@ def without_padding(frames: np.ndarray) -> np.ndarray:
 
 
 def envelope(samples: np.ndarray) -> str:
-    """A closed SVG path around the waveform ``[samples]``, in a box of `WAVE_POINTS` by 40."""
+    """A closed SVG path around the waveform ``[samples]``, in a box of ``WAVE_POINTS`` by 40."""
     parts = np.array_split(samples, min(WAVE_POINTS, max(len(samples), 1)))
     peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
     high = [20 - 19 * float(part.max(initial=0.0)) / peak for part in parts]

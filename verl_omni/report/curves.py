@@ -1,8 +1,8 @@
 """Training curves from verl's logs, as inline SVG.
 
-Read are the `file` tracker's JSON lines, `{"step": 1, "data": {"critic/rewards/mean": 0.5, …}}`
-(`verl/utils/tracking.py`, `trainer.logger=[file]`), and the `console` tracker's lines, `step:1 - key:value - …`
-(`verl/utils/logger/aggregate_logger.py`).
+Read are the ``file`` tracker's JSON lines, ``{"step": 1, "data": {"critic/rewards/mean": 0.5, …}}``
+(``verl/utils/tracking.py``, ``trainer.logger=[file]``), and the ``console`` tracker's lines, ``step:1 - key:value - …``
+(``verl/utils/logger/aggregate_logger.py``).
 """
 
 import json
@@ -85,7 +85,7 @@ def _console_line(line: str) -> tuple[int, dict[str, float]] | None:
 
 
 def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:
-    """The charts to draw, from logs by name (see `read_log`)."""
+    """The charts to draw, from logs by name (see ``read_log``)."""
     keys = list(dict.fromkeys(key for metrics in logs.values() for key in metrics))
     chosen: list[Panel] = []
     for pattern, note in PANELS.items():

@@ -71,7 +71,7 @@ def write_report(
     """Write the page; returns the number of clips shown.
 
     Args:
-        results: Results files of `python -m verl_omni evaluate`.
+        results: Results files of ``python -m verl_omni evaluate``.
         logs: Training logs, each named by its file name.
         out: The HTML file.
         max_clips: Number of clips to show, spread evenly over the rows.
@@ -195,7 +195,7 @@ def modality_rows(answers: list[Answer]) -> list[dict]:
 
 
 def make_cards(answers: list[Answer], max_clips: int) -> list[Card]:
-    """Cards for up to `max_clips` rows, spread evenly over all rows in the order of the results."""
+    """Cards for up to ``max_clips`` rows, spread evenly over all rows in the order of the results."""
     rows: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
         rows.setdefault((answer.data_source, answer.id), []).append(answer)

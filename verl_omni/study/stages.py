@@ -27,7 +27,7 @@ def steps_in(metrics: Path) -> Callable[[], int]:
 
 
 def execute(name: str, command: list[str], log: Path, environment: dict, done: Callable[[], int] | None) -> None:
-    """Run `python command`, its output in `log`, with a line of progress that counts what `done` returns."""
+    """Run ``python command``, its output in ``log``, with a line of progress that counts what ``done`` returns."""
     log.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description:26}"), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
     with log.open("wb") as output, Progress(*columns) as progress:

@@ -76,7 +76,7 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
         shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """See :meth:`HumanOmniQwen2ForCausalLM.forward`."""
+        """See :meth:``HumanOmniQwen2ForCausalLM.forward``."""
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features)
         elif pixel_values is not None or input_features is not None:
