@@ -82,6 +82,23 @@ def prompt_for_vllm(model: str) -> str:
     return processor.tokenizer.decode(qwen2_5_vl_dedup_image_tokens(ids, processor))
 
 
+@probe("verl-positions-of-one-length.diff")
+def positions_unpacked(model: str) -> list:
+    """Three sequences' positions ``[4, L]``, packed as TransferQueue does it, of one length and of two."""
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils
+
+    results = []
+    for lengths in ((5, 5, 5), (5, 2, 5)):
+        positions = [torch.arange(4 * length).view(4, length) for length in lengths]
+        packed = torch.nested.as_nested_tensor(positions, layout=torch.jagged)
+        data = TensorDict({"position_ids": packed}, batch_size=[3])
+        tensordict_utils.maybe_fix_3d_position_ids(data)
+        unpacked = data["position_ids"].unbind()
+        results.append([all(map(torch.equal, unpacked, positions)), list(data["position_ids"].values().shape)])
+    return results
+
+
 @probe("verl-log-reward-parts.diff")
 def reward_metrics(model: str, ours: bool = True) -> dict[str, float]:
     """verl's own metrics of two rollouts and one row of padding; only TransferQueue's store is stood in for."""

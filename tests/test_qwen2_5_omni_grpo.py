@@ -31,10 +31,8 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 
 
 def test_rollouts_have_the_actors_probabilities_and_the_checkpoint_is_a_model(study):
-    # The recipe's learning rate lets a random model forget how to end, and verl 0.9.1 stops at positions [4, L] of one
-    # length L: it takes the wrong dimension for the ragged one.
+    # At the recipe's learning rate a random model forgets how to end: all sequences of its second step have one length.
     overrides = (*SMALL, "trainer.total_training_steps=2", "trainer.save_freq=2")
-    overrides += ("actor_rollout_ref.actor.optim.lr=1e-5",)
     steps = train(study, "grpo", "r1omni_qwen2_5_omni_cpu", *overrides)
     assert sorted(steps) == [1, 2]
     for step in steps.values():
