@@ -155,8 +155,10 @@ def test_the_model_is_upstreams(processor, model, thinker):
     inputs = inputs_of(processor)
     expected = thinker(**inputs).logits
     batch = {key: value for key, value in inputs.items() if key != "video_second_per_grid"}
-    found = model(**batch, position_ids=positions_of(processor, inputs), use_cache=False).logits
-    assert torch.equal(found, expected)
+    batch["position_ids"] = positions_of(processor, inputs)
+    of_peft = {"inputs_embeds": None, "return_dict": True}  # what its wrapper adds
+    for extra in ({}, of_peft):
+        assert torch.equal(model(**batch, use_cache=False, **extra).logits, expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationMixin, Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPreTrainedModel
@@ -110,7 +111,8 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         )
 
     def forward_plain(self, labels: torch.LongTensor | None = None, **inputs) -> CausalLMOutputWithPast:
-        inputs.pop("return_dict", None)
+        for name in ("return_dict", "inputs_embeds"):  # PEFT passes them all
+            inputs.pop(name, None)
         logits = self.thinker.lm_head(self.hidden_states(**inputs))
         vocabulary = logits.shape[-1]
         loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary)
@@ -127,8 +129,10 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         media = [kwargs.pop(name) for name in MEDIA_INPUTS]
         embeddings = self.get_input_embeddings()(input_ids)
         if self.train_towers and self.training:
-            # Ranks must agree on which parameters have a gradient, also where one has no sound or no video.
-            embeddings = embeddings + 0.0 * sum(p.flatten()[0] for tower in self.towers for p in tower.parameters())
+            # Ranks must agree on which parameters have a gradient, also where one has no sound or no video. What FSDP
+            # shards by itself (embeddings that no input reaches) has none on any.
+            used = (p for tower in self.towers for p in tower.parameters() if not isinstance(p, DTensor))
+            embeddings = embeddings + 0.0 * sum(parameter.flatten()[0] for parameter in used)
         for kind in self.kinds(*media):
             embeddings = place_features(embeddings, input_ids, kind, self.features(kind))
         decode = self.thinker.model
