@@ -125,7 +125,7 @@ def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
     """Take every other modality out of the rows, in place: ``["video"]`` makes an experiment without sound.
 
     Raises:
-        ValueError: an unknown modality, or none.
+        InputError: an unknown modality, or none.
     """
     if not modalities or set(modalities) - set(MODALITIES):
         raise InputError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
