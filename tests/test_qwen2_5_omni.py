@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
+from verl_omni.__main__ import main
 from verl_omni.data.row import conversation
 from verl_omni.media import read_audio, read_video
 from verl_omni.models import tower_outputs
@@ -319,3 +322,27 @@ def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, v
         [sound] = [item.get_data() for item in output["mm_kwargs"]["audio"]]
         heard = inputs["input_features"][0][:, inputs["feature_attention_mask"][0].bool()]
         assert torch.equal(sound["input_audio_features"], heard)
+
+
+def test_it_is_loaded_when_such_a_model_is_asked_for(directory):
+    """Runs with other models keep transformers as it is."""
+    code = f"""
+import sys
+import verl_omni.models
+from verl_omni.models import families
+from transformers import Qwen2_5OmniConfig
+name = "verl_omni.models.qwen2_5_omni.family"
+before = name in sys.modules or "tie_word_embeddings" in vars(Qwen2_5OmniConfig), len(families.loaded())
+families.family_in({str(directory)!r})
+print(*before, name in sys.modules, len(families.loaded()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-4:] == ["False", "1", "True", "2"]
+
+
+def test_check_takes_its_frames(directory, tmp_path, capsys):
+    rows = [{"prompt": [{"role": "user", "content": "<video>Who?"}], "videos": [str(GOLDEN / "clips/landscape.mp4")],
+             "data_source": "demo", "reward_model": {"ground_truth": "happy"}}]  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["check", str(tmp_path / "rows.json"), "--model", str(directory)]) == 0
+    assert "1 rows, all usable" in capsys.readouterr().out

@@ -152,13 +152,13 @@ def end_with_parent() -> None:
 
 
 def register_vllm() -> None:
-    """Register the families with transformers' Auto classes, and HumanOmni with vLLM, in a vLLM process."""
+    """Register HumanOmni with vLLM and transformers, in a vLLM process; let Qwen2.5-Omni do without torchvision."""
     if problem:  # `register` has warned; other models are served
         return
     end_with_parent()
     from vllm import ModelRegistry
 
-    import verl_omni.models  # noqa: F401  (registers configurations and processors)
+    import verl_omni.models.qwen2_5_omni  # noqa: F401
 
     ModelRegistry.register_model(
         "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm_model:HumanOmniQwen2ForCausalLM"

@@ -16,7 +16,7 @@ import torch
 from tensordict import NonTensorStack, TensorDict
 
 from verl_omni.media.cache import ContentCache, enabled
-from verl_omni.models.families import FOLDERS, load
+from verl_omni.models.families import loaded
 
 FIELD, PARTITION, REFERENCE = "multi_modal_inputs", "clips", "stored_as"
 # In each trainer process; a full-size clip with sound has 6.3 MB.
@@ -111,7 +111,7 @@ def uid_of(key: str) -> str:
 
 def is_ours(inputs: dict[str, torch.Tensor] | None) -> bool:
     """Whether a processor of our families made them."""
-    return bool(inputs) and any(load(folder).owns(inputs) for folder in FOLDERS.values())
+    return bool(inputs) and any(family.owns(inputs) for family in loaded())
 
 
 def content_of(inputs: dict[str, torch.Tensor]) -> str:

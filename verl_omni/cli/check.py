@@ -21,11 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     num_frames, frame_format = args.num_frames, None
     if args.model:
-        from transformers import AutoProcessor  # seconds, for this option alone
+        from verl_omni.models.families import family_in  # seconds, for this option alone
 
-        import verl_omni.models  # noqa: F401  (registers the processor)
-
-        processor = AutoProcessor.from_pretrained(model_directory(args.model))
+        model = model_directory(args.model)
+        processor = family_in(model).load_processor(model)
         num_frames, frame_format = processor.num_frames, processor.frame_format()
     problems = []
     for file in args.rows:

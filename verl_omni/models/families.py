@@ -4,6 +4,7 @@ A family is a folder beside this file with a module ``family`` that has what ``F
 """
 
 import importlib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -43,6 +44,12 @@ class Family(Protocol):
 @cache
 def load(folder: str) -> Family:
     return cast(Family, importlib.import_module(f"{__package__}.{folder}.family"))
+
+
+def loaded() -> list[Family]:
+    """The families of the models that this process has asked for, and HumanOmni."""
+    modules = (sys.modules.get(f"{__package__}.{folder}.family") for folder in FOLDERS.values())
+    return [cast(Family, module) for module in modules if module]
 
 
 def family_of(config: Any) -> Family | None:
