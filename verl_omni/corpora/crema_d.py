@@ -26,12 +26,7 @@ FOLDS = 5
 
 
 def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
-    """List CREMA-D.
-
-    Args:
-        root: Folder with ``VideoFlash`` and the two CSV files.
-        fold: 1 to 5, by default 1.
-        actors: In place of a fold: the actors for testing, as 1001.
+    """List the CREMA-D in ``root``; tested is a fold, 1 (by default) to 5, or in its place ``actors`` such as 1001.
 
     Raises:
         CorpusError: A folder, file or column is missing, or a name is not one of CREMA-D's.

@@ -9,7 +9,7 @@ right half of the time and sure of nothing, and what GRPO adds, learnt from the 
 other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ THOUGHTS = (
     "I see a {sight} face and hear a {sound} voice: {label}.",
     "The face is {sight} and the voice is {sound}: {label}.",
 )
+# split -> its rows files, and what makes their rows
+FILES = {"sft": {"sft": sft_row}, "train": {"train": rl_row, "train_sft": sft_row}, "test": {"test": rl_row}}
 SECONDS, FPS, SIDE, SAMPLING_RATE = 2, 8, 64, 16000
 # zerolatency: with its look-ahead, x264 does not always write the same bytes for the same frames.
 X264 = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
@@ -66,21 +68,15 @@ def build_demo(
             raise InputError(
                 f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, one share per label"
             )
-    out_dir = Path(out_dir).resolve()
-    files = {split: out_dir / f"{split}.parquet" for split in sizes}
+    out_dir, files = Path(out_dir).resolve(), {}
     with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
         for number, (split, size) in enumerate(sizes.items()):
             (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)
             clips = list(_clips(split, size, np.random.SeedSequence([seed, number]), out_dir, progress))
-            _write(clips, sft_row if split == "sft" else rl_row, files[split])
-            if split == "train":
-                files["train_sft"] = out_dir / "train_sft.parquet"
-                _write(clips, sft_row, files["train_sft"])
+            for name, make_row in FILES[split].items():
+                files[name] = out_dir / f"{name}.parquet"
+                write_rows([make_row(clip, "demo", int(clip.media.stem)) for clip in clips], files[name])
     return files
-
-
-def _write(clips: list[Clip], make_row: Callable[[Clip, str, int], dict], path: Path) -> None:
-    write_rows([make_row(clip, "demo", int(clip.media.stem)) for clip in clips], path)
 
 
 def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, progress: tqdm) -> Iterator[Clip]:

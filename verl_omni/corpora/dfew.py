@@ -28,11 +28,7 @@ PUBLISHED = {1: (9356, 2341), 2: (9356, 2341), 3: (9357, 2340), 4: (9358, 2339),
 
 
 def read(root: Path, fold: int = 2) -> Listing:
-    """List one fold of DFEW.
-
-    Args:
-        root: Folder with ``Clip`` and ``EmoLabel_DataSplit``.
-        fold: 1 to 5.
+    """List one fold, 1 to 5, of the DFEW in ``root``.
 
     Raises:
         CorpusError: A folder, file or column is not where the corpus's README puts it.
@@ -42,18 +38,11 @@ def read(root: Path, fold: int = 2) -> Listing:
     files = {int(path.stem): path for path in clip_folder.rglob("*.mp4") if path.stem.isdigit()}
     clips = []
     for split in ("train", "test"):
-        for number, label in _annotations(root / "EmoLabel_DataSplit", split, fold):
-            media = files.get(number, clip_folder / f"{number}.mp4")
-            clips.append(Clip(str(number), media, label, split))
+        spellings = (root / "EmoLabel_DataSplit" / f"{split}(single{dash}labeled)" / f"set_{fold}.csv" for dash in "-_")
+        path = first_of(spellings, "DFEW's EmoLabel_DataSplit, unpacked below --root")
+        for line, (name, label) in enumerate(read_columns(path, "video_name", "label"), start=2):
+            if not name.isdigit() or label not in map(str, LABELS):
+                raise CorpusError(f"{path}, line {line}: {name},{label} found, a number and a label 1..7 expected")
+            media = files.get(int(name), clip_folder / f"{int(name)}.mp4")
+            clips.append(Clip(str(int(name)), media, normalize(LABELS[int(label)], "dfew"), split))
     return Listing("dfew", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)), fold)
-
-
-def _annotations(folder: Path, split: str, fold: int) -> list[tuple[int, str]]:
-    spellings = [folder / f"{split}(single{dash}labeled)" / f"set_{fold}.csv" for dash in "-_"]
-    path = first_of(spellings, "DFEW's EmoLabel_DataSplit, unpacked below --root")
-    annotations = []
-    for line, (name, label) in enumerate(read_columns(path, "video_name", "label"), start=2):
-        if not name.isdigit() or label not in map(str, LABELS):
-            raise CorpusError(f"{path}, line {line}: {name},{label} found, a number and a label 1..7 expected")
-        annotations.append((int(name), normalize(LABELS[int(label)], "dfew")))
-    return annotations

@@ -19,39 +19,24 @@ clips that Rhatanii/ERV published in this form; MER2025's track 3 is a substitut
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing, first_of, read_columns, require
 from verl_omni.labels import canonical
 
-
-@dataclass(frozen=True)
-class Explanations:
-    """Columns of an annotation file (the label's, if it has one), and its published number of clips."""
-
-    name: str
-    text: str
-    label: str | None = None
-    published: int = 0
-
-
+# file -> its columns of name, explanation and (if it has one) label; its published number of clips
 FILES = {
-    "final-EMER-reason.csv": Explanations("name", "english", published=332),
-    "gt-eng.csv": Explanations("names", "reasons", "emotions", published=100),
-    "track3_train_ovmerd.csv": Explanations("name", "reason", published=332),
-    "track3_train_mercaptionplus.csv": Explanations("name", "reason", published=31327),
+    "final-EMER-reason.csv": ("name", "english", "", 332),
+    "gt-eng.csv": ("names", "reasons", "emotions", 100),
+    "track3_train_ovmerd.csv": ("name", "reason", "", 332),
+    "track3_train_mercaptionplus.csv": ("name", "reason", "", 31327),
 }
 LABEL_FILES = ("label-disdim.csv", "train-label.csv", "track1_train_disdim.csv")
 CLIP_FOLDERS = ("video-labeled", "train", "video")
 
 
 def read(root: Path, annotations: Path | None = None) -> Listing:
-    """List the clips of an annotation file with their explanations; all are training data.
-
-    Args:
-        root: Folder with the annotations, the labels and one of ``CLIP_FOLDERS``.
-        annotations: One of ``FILES``, wherever it lies; by default the first that is in ``root``.
+    """List the clips of one of ``FILES``, by default the first in ``root``, with explanations; all are training data.
 
     Raises:
         CorpusError: A file or column is missing, or a clip has no label.
@@ -59,18 +44,18 @@ def read(root: Path, annotations: Path | None = None) -> Listing:
     path = annotations or first_of((root / name for name in FILES), "EMER's explanations")
     if path.name not in FILES:
         raise CorpusError(f"{path}: the annotation files that are known are {', '.join(FILES)}")
-    kind = FILES[path.name]
-    labels = dict(read_columns(path, kind.name, kind.label)) if kind.label else _labels(root, path)
+    name_column, text_column, label_column, published = FILES[path.name]
+    labels = dict(read_columns(path, name_column, label_column)) if label_column else _labels(root, path)
     folder = first_of((root / name for name in CLIP_FOLDERS), "MER's clips, sample_00000000.mp4 or .avi …")
     files = {clip.stem: clip for clip in folder.iterdir()}
-    texts = dict(read_columns(path, kind.name, kind.text))
+    texts = dict(read_columns(path, name_column, text_column))
     if unlabelled := [name for name in texts if not labels.get(name)]:
         raise CorpusError(f"{path}: no label for {len(unlabelled)} clips, e.g. {unlabelled[0]}")
     clips = [
         Clip(name, files.get(name, folder / f"{name}.mp4"), canonical(labels[name]), "train", " ".join(text.split()))
         for name, text in texts.items()
     ]
-    return Listing("emer", clips, {"train": kind.published})
+    return Listing("emer", clips, {"train": published})
 
 
 def _labels(root: Path, annotations: Path) -> dict[str, str]:
@@ -84,5 +69,5 @@ def _labels(root: Path, annotations: Path) -> dict[str, str]:
         require(root / LABEL_FILES[0], "MER's labels of the same clips")
     for name in LABEL_FILES:
         if (root / name).is_file():
-            labels |= {clip: label for clip, label in read_columns(root / name, "name", "discrete")}
+            labels |= dict(read_columns(root / name, "name", "discrete"))
     return labels

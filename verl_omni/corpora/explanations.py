@@ -15,14 +15,11 @@ from verl_omni.data.files import read_rows
 RULES = "rules"
 # Emotion -> what a face shows, and how a voice is.
 SIGNS: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+RULE = "In the video, the face shows {}. In the audio, the voice is {}. The emotion is {}."
 
 
 def explain(clips: list[Clip], source: str) -> list[Clip]:
-    """Give the training clips explanations.
-
-    Args:
-        clips: Clips with labels of ``SIGNS``.
-        source: ``rules``, or a CSV or JSONL file with the columns ``id`` and ``text``.
+    """Give the training clips explanations: by ``rules``, or by a CSV or JSONL file with columns ``id`` and ``text``.
 
     Raises:
         CorpusError: The file lacks a training clip, or there is no rule for a label.
@@ -34,14 +31,5 @@ def explain(clips: list[Clip], source: str) -> list[Clip]:
     elif unknown := {clip.label for clip in clips} - SIGNS.keys():
         raise CorpusError(f"--explanations {RULES}: no rule for {', '.join(sorted(unknown))}; give a file of texts")
     else:
-        texts = {clip.id: by_rule(clip) for clip in clips}
+        texts = {clip.id: f"{clip.about} {RULE.format(*SIGNS[clip.label], clip.label)}".lstrip() for clip in clips}
     return [replace(clip, reasoning=texts[clip.id]) if clip.split == "train" else clip for clip in clips]
-
-
-def by_rule(clip: Clip) -> str:
-    """The explanation that the rule makes for a clip."""
-    face, voice = SIGNS[clip.label]
-    about = f"{clip.about} " if clip.about else ""
-    return (
-        f"{about}In the video, the face shows {face}. In the audio, the voice is {voice}. The emotion is {clip.label}."
-    )

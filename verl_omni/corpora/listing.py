@@ -1,6 +1,5 @@
 """What a corpus on disk says of itself, checked against what was published about it."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,29 +15,17 @@ class CorpusError(InputError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One annotated clip.
+    """One annotated clip."""
 
-    Attributes:
-        id: The corpus's own name of the clip, unique within it.
-        media: Video file with sound; it may be missing on disk.
-        label: Emotion word, of ``verl_omni.labels.LABELS`` where the corpus has a label set.
-        split: ``train`` or ``test`` (MELD also has ``dev``).
-        reasoning: Text of the explanation, for a cold start; empty where the corpus has none.
-        actor: Who is seen, where the corpus says so; splits and intervals go by actor.
-        about: What the corpus knows of the clip apart from its emotion, in a sentence; for rule-made explanations.
-        question: What the annotation file asks; empty for R1-Omni's question.
-        corpus: Where the clip is from, if not from the listing's own corpus.
-    """
-
-    id: str
-    media: Path
-    label: str
-    split: str
-    reasoning: str = ""
-    actor: str = ""
-    about: str = ""
-    question: str = ""
-    corpus: str = ""
+    id: str  # the corpus's own name of the clip, unique within it
+    media: Path  # video file with sound; it may be missing on disk
+    label: str  # emotion word, of `verl_omni.labels.LABELS` where the corpus has a label set
+    split: str  # train or test (MELD also has dev)
+    reasoning: str = ""  # text of the explanation, for a cold start; empty where the corpus has none
+    actor: str = ""  # who is seen, where the corpus says so; splits and intervals go by actor
+    about: str = ""  # what the corpus knows apart from the emotion, in a sentence; for explanations by rule
+    question: str = ""  # what the annotation file asks; empty for R1-Omni's question
+    corpus: str = ""  # where the clip is from, if not from the listing's own corpus
 
 
 @dataclass
@@ -66,15 +53,11 @@ class Listing:
         gone = {clip.media for clip in self.missing}
         return [clip for clip in self.of(split) if clip.media not in gone]
 
-    def class_counts(self, split: str) -> Counter[str]:
-        return Counter(clip.label for clip in self.of(split))
-
     def problems(self) -> list[str]:
         """One sentence for each way in which this tree differs from the published corpus."""
         found = []
         for split, expected in self.published.items():
-            annotated = len(self.of(split))
-            if annotated != expected:
+            if (annotated := len(self.of(split))) != expected:
                 found.append(f"{self.data_source} {split}: {annotated} clips annotated, {expected} published")
         seen: dict[str, str] = {}
         for clip in self.clips:
@@ -102,11 +85,9 @@ def first_of(paths: Iterable[Path], what: str) -> Path:
     return next((path for path in paths if path.exists()), None) or require(paths[0], what)
 
 
-def require_fold(fold: int, corpus: str, folds: int = 5) -> int:
-    """A fold number, 1 to ``folds``."""
+def require_fold(fold: int, corpus: str, folds: int = 5) -> None:
     if not 1 <= fold <= folds:
         raise CorpusError(f"--fold {fold}: {corpus} has folds 1 to {folds}")
-    return fold
 
 
 def read_columns(path: Path, *columns: str) -> Iterator[list[str]]:

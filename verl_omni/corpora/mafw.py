@@ -27,11 +27,7 @@ PUBLISHED = {1: (7333, 1839), 2: (7335, 1837), 3: (7339, 1833), 4: (7340, 1832),
 
 
 def read(root: Path, fold: int = 1) -> Listing:
-    """List one fold of MAFW's single-labelled clips.
-
-    Args:
-        root: Folder with ``data/clips`` and one of ``SPLIT_FOLDERS``.
-        fold: 1 to 5.
+    """List one fold, 1 to 5, of the single-labelled clips in ``root``.
 
     Raises:
         CorpusError: A folder, file or line is not as described above.

@@ -30,11 +30,7 @@ MEMBERS = ("test1_corpus", "test_corpus", "whole_corpus")
 
 
 def read(root: Path, annotations: Path) -> Listing:
-    """List the clips of one annotation file.
-
-    Args:
-        root: Folder with ``video``.
-        annotations: One of the files above.
+    """List the clips of one of the annotation files above.
 
     Raises:
         CorpusError: A file, column or archive member is missing, or an annotation is of no known kind.
@@ -58,7 +54,10 @@ def _of_archive(path: Path) -> dict[str, str]:
             member = next((name for name in MEMBERS if f"{name}.npy" in archive.namelist()), None)
             if member is None:
                 raise CorpusError(f"{path}: none of {', '.join(MEMBERS)} in it, only {archive.namelist()}")
-            corpus = _pickled(archive, member)
+            with archive.open(f"{member}.npy") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                corpus = _DataOnly(file).load().item()
     except (zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise CorpusError(f"{path}: not an archive of annotations: {error}") from error
     if member == "whole_corpus":
@@ -88,10 +87,3 @@ class _DataOnly(pickle.Unpickler):
         if module.split(".")[0] == "numpy" and name in self.ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} in it, which is no data")
-
-
-def _pickled(archive: zipfile.ZipFile, member: str) -> dict:
-    with archive.open(f"{member}.npy") as file:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        return _DataOnly(file).load().item()

@@ -19,33 +19,28 @@ CORPUS_IN_PATH = {"dfew": "dfew", "mafw": "mafw", "ravdess": "rave?dess", "emer"
 def read(annotations: Path, root: Path) -> Listing:
     """List an annotation file of the original, with its questions; corpus and split are read off each clip's path.
 
-    Args:
-        annotations: The JSON file.
-        root: Folder that the clips' paths start from. Absolute paths of another machine find their clips by the longest
-            end that is there.
+    Paths start from ``root``. Absolute ones of another machine find their clips by the longest end that is there.
 
     Raises:
         CorpusError: The file is not of this format; the message names the entry.
     """
-    entries = enumerate(read_rows(annotations))
-    return Listing("original", [_clip(entry, index, annotations, root) for index, entry in entries])
-
-
-def _clip(entry: dict, index: int, annotations: Path, root: Path) -> Clip:
-    try:
-        turns = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
-        video = entry["video"]
-    except (KeyError, TypeError) as error:
-        expected = "`video` and `conversations` of turns with `from` and `value`"
-        raise CorpusError(f"{annotations}, entry {index}: {expected} expected, {entry} found") from error
-    answers = [value for speaker, value in turns if speaker == "gpt"]
-    if len(answers) != 1:
-        raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, one expected")
-    label, reasoning = read_answer(answers[0])
-    question = "".join(TAG.sub("", value) for speaker, value in turns if speaker == "human").strip()
-    corpus = next((name for name, pattern in CORPUS_IN_PATH.items() if re.search(pattern, video, re.IGNORECASE)), "")
-    split = "test" if re.search(r"(?<![a-z])test(?![a-z])", video, re.IGNORECASE) else "train"
-    return Clip(video, _find(root, video), label, split, reasoning, question=question, corpus=corpus)
+    clips = []
+    for index, entry in enumerate(read_rows(annotations)):
+        try:
+            turns = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
+            video = entry["video"]
+        except (KeyError, TypeError) as error:
+            expected = "`video` and `conversations` of turns with `from` and `value`"
+            raise CorpusError(f"{annotations}, entry {index}: {expected} expected, {entry} found") from error
+        answers = [value for speaker, value in turns if speaker == "gpt"]
+        if len(answers) != 1:
+            raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, not one")
+        label, reasoning = read_answer(answers[0])
+        question = "".join(TAG.sub("", value) for speaker, value in turns if speaker == "human").strip()
+        corpus = next((name for name, found in CORPUS_IN_PATH.items() if re.search(found, video, re.IGNORECASE)), "")
+        split = "test" if re.search(r"(?<![a-z])test(?![a-z])", video, re.IGNORECASE) else "train"
+        clips.append(Clip(video, _find(root, video), label, split, reasoning, question=question, corpus=corpus))
+    return Listing("original", clips)
 
 
 def _find(root: Path, video: str) -> Path:
@@ -57,22 +52,13 @@ def _find(root: Path, video: str) -> Path:
 def write(clips: list[Clip], path: Path, media_root: Path) -> None:
     """Write clips as the original reads them: with an explanation for its cold start, without one for its GRPO.
 
-    Args:
-        clips: Clips of one split.
-        path: JSON file to write.
-        media_root: Folder that the written paths are relative to; every clip lies below it.
+    Paths are written relative to ``media_root``, below which all clips lie.
     """
     entries = []
     for clip in clips:
         # The original's GRPO adds the instruction itself, its cold start reads it from the file.
         question = clip.question or (instruction() if clip.reasoning else QUESTION)
-        entries.append(
-            {
-                "video": clip.media.relative_to(media_root).as_posix(),
-                "conversations": [
-                    {"from": "human", "value": f"<video>\n<audio>\n{question}"},
-                    {"from": "gpt", "value": answer_text(clip.label, clip.reasoning)},
-                ],
-            }
-        )
+        turns = [("human", f"<video>\n<audio>\n{question}"), ("gpt", answer_text(clip.label, clip.reasoning))]
+        conversation = [{"from": speaker, "value": value} for speaker, value in turns]
+        entries.append({"video": clip.media.relative_to(media_root).as_posix(), "conversations": conversation})
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

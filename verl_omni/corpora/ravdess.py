@@ -24,12 +24,9 @@ NAME = re.compile(r"(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d\d)")
 
 
 def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
-    """List RAVDESS's audio-visual speech clips; all are test data unless ``fold`` or ``actors`` say otherwise.
+    """List RAVDESS's audio-visual speech clips; all are test data unless ``fold``, 1 to 6, or ``actors`` say otherwise.
 
-    Args:
-        root: Folder below which the ``Actor_XX`` folders lie, at any depth (the archives unpack differently).
-        fold: 1 to 6: its four actors are for testing, the others for training.
-        actors: In place of a fold: the actors for testing.
+    The ``Actor_XX`` folders may lie at any depth below ``root`` (the archives unpack differently).
 
     Raises:
         CorpusError: No actor folder, or a clip in one of them whose name is not a RAVDESS name.
