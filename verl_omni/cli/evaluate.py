@@ -15,10 +15,11 @@ from verl_omni.checkpoints import model_directory
 from verl_omni.cli.tables import make_table, show
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
+from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
 from verl_omni.prompts import QUESTIONS
 
 if TYPE_CHECKING:
+    from verl_omni.evaluation.results import Answer
     from verl_omni.evaluation.scoring import Score  # scikit-learn is loaded when the scores are made
 
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
@@ -30,98 +31,76 @@ EPILOG = """writes to --out:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="self-contained model directory (see `convert`), or a training run's")
-    parser.add_argument(
-        "--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
-    parser.add_argument("--name", help="the model's name in results and report (default: its directory's)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", type=Path, help="self-contained model directory (see `convert`), or a training run's")
+    add("--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)")
+    add("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
+    add("--name", help="the model's name in results and report (default: its directory's)")
+    add(
         "--modalities",
         nargs="+",
         choices=MODALITIES,
         default=MODALITIES,
         help="which of each row's media the model gets (default both), for one that was trained with +data.modalities",
     )
-    parser.add_argument("--preset", choices=list(PRESETS), help="settings that go together; each also has its flag")
-    group = parser.add_argument_group("the question")
-    group.add_argument(
+    add("--preset", choices=list(PRESETS), help="settings that go together; each also has its flag")
+    add = parser.add_argument_group("the question").add_argument
+    add(
         "--question", metavar="NAME|TEXT", help=f"ask this in place of the rows' own: {', '.join(QUESTIONS)}, or a text"
     )
-    group.add_argument("--options", action=argparse.BooleanOptionalAction, help="list the labels to choose from in it")
-    group = parser.add_argument_group("scoring")
-    group.add_argument(
-        "--normalize",
-        action="store_true",
-        help="other words for a label's class count as it (verl_omni.labels.ALIASES)",
-    )
-    group.add_argument(
-        "--trained-folds",
-        nargs="+",
-        metavar="CORPUS=FOLD",
-        help="what the model was trained on: warns if rows are in it",
-    )
-    group = parser.add_argument_group("which sense does the model use? (each answers all rows once more)")
-    group.add_argument("--blank-video", action="store_true", help="also with every frame in the mean colour")
-    group.add_argument("--mute-audio", action="store_true", help="also with silence for sound")
-    group.add_argument("--modality-ablation", action="store_true", help="both of the above")
-    group = parser.add_argument_group("decoding (greedy)")
-    group.add_argument("--max-tokens", type=int, help="length limit of an answer (default 512)")
-    group.add_argument(
+    add("--options", action=argparse.BooleanOptionalAction, help="list the labels to choose from in it")
+    add = parser.add_argument_group("scoring").add_argument
+    add("--normalize", action="store_true", help="other words for a class count as it (verl_omni.labels.ALIASES)")
+    add("--trained-folds", nargs="+", metavar="CORPUS=FOLD", help="what the model was trained on; warns of rows in it")
+    add = parser.add_argument_group("which sense does the model use? (each answers all rows once more)").add_argument
+    add("--blank-video", action="store_true", help="also with every frame in the mean colour")
+    add("--mute-audio", action="store_true", help="also with silence for sound")
+    add("--modality-ablation", action="store_true", help="both of the above")
+    add = parser.add_argument_group("decoding (greedy)").add_argument
+    add("--max-tokens", type=int, help="length limit of an answer (default 512)")
+    add(
         "--repetition-penalty",
         type=float,
         help="on new tokens; default 1, as in training; the original's inference took 1.1 from its checkpoints",
     )
-    group.add_argument(
+    add(
         "--no-audio",
         choices=NO_AUDIO_POLICIES,
         help="what a clip without sound is: a failed row (default), a row without sound, one with silence, or none",
     )
-    group.add_argument("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
-    group = parser.add_argument_group("vLLM")
-    group.add_argument("--max-model-len", type=int, help="prompt and answer in tokens (default 2048)")
-    group.add_argument("--tensor-parallel-size", type=int, default=1)
-    group.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    group.add_argument("--dtype", help="default: float32 on a CPU, elsewhere vLLM's: bfloat16 for a float32 model")
+    add("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
+    add = parser.add_argument_group("vLLM").add_argument
+    add("--max-model-len", type=int, help="prompt and answer in tokens (default 2048)")
+    add("--tensor-parallel-size", type=int, default=1)
+    add("--gpu-memory-utilization", type=float, default=0.9)
+    add("--dtype", help="default: float32 on a CPU, elsewhere vLLM's: bfloat16 for a float32 model")
 
 
 def run(args: argparse.Namespace) -> int:
     from verl_omni.evaluation.answering import Settings, evaluate
-    from verl_omni.evaluation.scoring import changed_share, score_all
+    from verl_omni.evaluation.scoring import score_all
     from verl_omni.platforms.cpu import default_dtype
 
     model = model_directory(args.model.resolve())
     name = args.name or args.model.resolve().name
     given = {name: value for name, value in vars(args).items() if value is not None}
     chosen = {"dtype": default_dtype()} | PRESETS.get(args.preset, {}) | given
-    wanted = {
-        NORMAL: True,
-        VIDEO_BLANKED: args.blank_video or args.modality_ablation,
-        AUDIO_MUTED: args.mute_audio or args.modality_ablation,
-    }
-    engine = {name: chosen[name] for name in ("tensor_parallel_size", "gpu_memory_utilization")}
+    taken = {VIDEO_BLANKED: args.blank_video, AUDIO_MUTED: args.mute_audio}
     out = args.out / f"{name}.jsonl"
     for warning in fold_warnings(args.data, chosen.get("trained_folds", [])):
         print(f"warning: {warning}", file=sys.stderr)
     answers = evaluate(
         *(model, args.data, out, name),
-        [variant for variant in VARIANTS if wanted[variant]],
+        [NORMAL, *(variant for variant, wanted in taken.items() if wanted or args.modality_ablation)],
         Settings(**{field.name: chosen[field.name] for field in fields(Settings) if field.name in chosen}),
-        engine,
+        {name: chosen[name] for name in ("tensor_parallel_size", "gpu_memory_utilization")},
         chosen.get("question"),
         chosen.get("options", False),
     )
     scores = score_all(answers, args.normalize)
     scores_file = out.with_suffix(".scores.json")
     scores_file.write_text(json.dumps([asdict(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
-    changed = {
-        (score.data_source, score.variant): changed_share(
-            [answer for answer in answers if answer.data_source == score.data_source], score.variant
-        )
-        for score in scores
-        if score.variant != NORMAL
-    }
-    show(scores_table(scores, changed), explanations_table(scores))
+    show(scores_table(scores, answers), explanations_table(scores))
     for score in scores:
         for words, count in score.normalized.items():
             print(f"normalized ({score.data_source}, {score.variant}): {words}: {count} rows")
@@ -133,27 +112,24 @@ def run(args: argparse.Namespace) -> int:
 
 def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
     """A sentence for each corpus of which rows are in the folds (``CORPUS=FOLD``) that the model was trained on."""
-    trained = dict(item.split("=", 1) for item in trained_folds)
     rows = [(row.get("data_source"), row.get("extra_info") or {}) for file in files for row in read_rows(file)]
-    for corpus, fold in trained.items():
+    for corpus, fold in (item.split("=", 1) for item in trained_folds):
+        known = [about for source, about in rows if source == corpus and about.get("fold")]
         # A fold's test clips are training clips of every other fold.
-        seen = [
-            about
-            for source, about in rows
-            if source == corpus and about.get("fold") and (str(about["fold"]) != fold) == (about["split"] == "test")
-        ]
-        if seen:
+        if seen := [about for about in known if (str(about["fold"]) != fold) == (about["split"] == "test")]:
             yield (
                 f"{corpus}: {len(seen)} rows (fold {seen[0]['fold']}, {seen[0]['split']}) are in the training set of "
                 f"fold {fold}, which this model was trained on; prepare the corpus with --fold {fold}"
             )
 
 
-def scores_table(scores: "list[Score]", changed: dict[tuple[str, str], tuple[int, int]]) -> Table:
+def scores_table(scores: "list[Score]", answers: "list[Answer]") -> Table:
     """Scores by corpus and variant."""
+    from verl_omni.evaluation.scoring import changed_share
 
     def row(score: "Score") -> list[str]:
-        differing, compared = changed.get((score.data_source, score.variant), (0, 0))
+        mine = [answer for answer in answers if answer.data_source == score.data_source]
+        differing, compared = changed_share(mine, score.variant) if score.variant != NORMAL else (0, 0)
         return [
             *(score.data_source, score.variant, str(score.rows)),
             with_interval(score.war, score.war_interval),

@@ -2,11 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av
 from av.stream import Disposition
@@ -45,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     args.model = model_directory(args.model)
     senses = senses_of(args.clip)
-    completion = infer(args.clip, senses, args.model, args.ask, args.max_tokens, args.repetition_penalty)
+    completion = infer(args, senses)
     from verl_omni.rewards import extract_answer, extract_explanation
 
     if senses != ["video", "audio"]:
@@ -77,36 +74,29 @@ def senses_of(clip: Path) -> list[str]:
     return senses
 
 
-def infer(clip: Path, senses: list[str], model: Path, question: str, max_tokens: int, repetition_penalty: float) -> str:
-    """Greedy completion for a clip.
-
-    Raises:
-        MediaError: The clip does not decode.
-    """
+def infer(args: argparse.Namespace, senses: list[str]) -> str:
+    """Greedy completion for a clip; ``MediaError`` if it does not decode."""
     import torch
 
     from verl_omni.models.families import family_in
     from verl_omni.platforms.cpu import default_dtype
 
-    family = family_in(model)
-    processor = family.load_processor(model)
-    # In a child, since damaged clips make decoders abort.
-    with closing(Children()) as children:
-        read: dict[str, Callable[..., Any]] = {
-            "video": partial(decode_frames, num_frames=processor.num_frames, frame_format=processor.frame_format()),
-            "audio": read_audio,
-        }
-        items = [{"type": sense, sense: children.call(read[sense], str(clip))} for sense in senses]
-    messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(question)}]}]
+    family = family_in(args.model)
+    processor = family.load_processor(args.model)
+    wanted = processor.num_frames, processor.frame_format()
+    read: dict[str, tuple] = {"video": (decode_frames, str(args.clip), *wanted), "audio": (read_audio, str(args.clip))}
+    with closing(Children()) as children:  # since damaged clips make decoders abort
+        items = [{"type": sense, sense: children.call(*read[sense])} for sense in senses]
+    messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(args.ask)}]}]
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
     )
-    network = family.load_model(model, dtype=default_dtype())
+    network = family.load_model(args.model, dtype=default_dtype())
     network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     output = network.generate(
         **inputs.to(network.device, dtype=network.dtype),
         do_sample=False,
-        max_new_tokens=max_tokens,
-        repetition_penalty=repetition_penalty,
+        max_new_tokens=args.max_tokens,
+        repetition_penalty=args.repetition_penalty,
     )
     return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from inspect import signature
@@ -39,47 +40,45 @@ layouts: see the docstrings of verl_omni.corpora"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "corpus", choices=[*READERS, "demo"], help="original: R1-Omni's JSON; csv: clips of your own; demo: made now"
-    )
-    parser.add_argument("--root", type=Path, help="the corpus's top folder (original, csv: the one paths start from)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the rows files")
-    parser.add_argument(
-        "--fold", type=int, help="dfew 1-5 (default 2), mafw 1-5 (1), crema_d 1-5 (1), ravdess 1-6 (none: all is test)"
-    )
-    parser.add_argument(
-        "--actors", type=int, nargs="+", help="ravdess, crema_d: the actors to test, in place of a fold"
-    )
-    parser.add_argument("--annotations", type=Path, help="original, csv, mer_unibench: the file; emer: one of several")
-    parser.add_argument(
+    add = parser.add_argument
+    add("corpus", choices=[*READERS, "demo"], help="original: R1-Omni's JSON; csv: clips of your own; demo: made now")
+    add("--root", type=Path, help="the corpus's top folder (original, csv: the one paths start from)")
+    add("--out", type=Path, required=True, help="folder for the rows files")
+    add("--fold", type=int, help="dfew 1-5 (default 2), mafw 1-5 (1), crema_d 1-5 (1), ravdess 1-6 (none: all is test)")
+    add("--actors", type=int, nargs="+", help="ravdess, crema_d: the actors to test, in place of a fold")
+    add("--annotations", type=Path, help="original, csv, mer_unibench: the file; emer: one of several")
+    add(
         "--vocabulary",
         choices=list(VOCABULARIES),
         help="words of the labels: R1-Omni's authors' (default) or the corpus's own; original and csv keep the file's",
     )
-    parser.add_argument(
+    add(
         "--explanations",
         metavar="rules|FILE",
         help="explain the training clips: by rule, or by a file with id and text",
     )
-    parser.add_argument(
+    add(
         "--no-audio",
         choices=NO_AUDIO_POLICIES[1:],
         default="video_only",
         help="rows of clips without a whole sound: without it (default), with silence as the original, or none",
     )
-    parser.add_argument(
-        "--partial", action="store_true", help="accept missing clips and counts other than the published ones"
-    )
-    parser.add_argument(
-        "--original-json", action="store_true", help="also write each split in the original R1-Omni's JSON format"
-    )
-    parser.add_argument("--model", type=Path, help="demo: folder for a tiny random HumanOmni that fits the corpus")
-    parser.add_argument("--seed", type=int, default=0, help="demo: seed of the corpus and the model (default 0)")
+    add("--partial", action="store_true", help="accept missing clips and counts other than the published ones")
+    add("--original-json", action="store_true", help="also write each split in the original R1-Omni's JSON format")
+    add("--model", type=Path, help="demo: folder for a tiny random HumanOmni that fits the corpus")
+    add("--seed", type=int, default=0, help="demo: seed of the corpus and the model (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.corpus == "demo":
-        return make_demo(args)
+        from verl_omni.corpora.demo import build_demo
+
+        build_demo(args.out, seed=args.seed)
+        if args.model:
+            from verl_omni.models.humanomni.tiny import build_tiny  # takes seconds
+
+            build_tiny(args.model, seed=args.seed)
+        return 0
     listing = read_corpus(args)
     show(counts_table(listing))
     problems = listing.problems()
@@ -106,17 +105,6 @@ def run(args: argparse.Namespace) -> int:
             present = listing.present(split)
             original.write(present, args.out / f"{split}.json", args.root)
             print(f"{args.out / f'{split}.json'}: {len(present)} clips, paths relative to {args.root}")
-    return 0
-
-
-def make_demo(args: argparse.Namespace) -> int:
-    from verl_omni.corpora.demo import build_demo
-
-    build_demo(args.out, seed=args.seed)
-    if args.model:
-        from verl_omni.models.humanomni.tiny import build_tiny
-
-        build_tiny(args.model, seed=args.seed)
     return 0
 
 
@@ -154,7 +142,8 @@ def counts_table(listing: Listing) -> Table:
     """Clips by split and class, beside the published number."""
 
     def row(split: str) -> list[str]:
-        classes = ", ".join(f"{label} {count}" for label, count in listing.class_counts(split).most_common())
+        counts = Counter(clip.label for clip in listing.of(split)).most_common()
+        classes = ", ".join(f"{label} {count}" for label, count in counts)
         gone = sum(clip.split == split for clip in listing.missing)
         return [split, str(listing.published.get(split, "not stated")), str(len(listing.of(split))), str(gone), classes]
 
@@ -170,16 +159,14 @@ def write_splits(
     written = {}
     stated = vocabulary or ("as found" if listing.data_source not in LABELS else "authors")
     about = {"vocabulary": stated} | ({"fold": listing.fold} if listing.fold else {})
-    for split in listing.splits():
+    kinds = (("", rl_row, "prompt"), ("_sft", sft_row, "messages"))
+    for split in filter(listing.present, listing.splits()):
         clips = listing.present(split)
-        makers = {"": rl_row, "_sft": sft_row} if split == "train" else {"": rl_row}
-        for suffix, make_row in makers.items():
-            if clips:
-                path = out / f"{split}{suffix}.parquet"
-                key = "messages" if suffix else "prompt"
-                made = [make_row(clip, listing.data_source, index, **about) for index, clip in enumerate(clips)]
-                rows = [Row(data, str(path), index, key) for index, data in enumerate(made)]
-                settle_silent(rows, silent, no_audio)
-                write_rows([row.data for row in rows], path)
-                written[path] = len(rows)
+        for suffix, make_row, key in kinds if split == "train" else kinds[:1]:
+            path = out / f"{split}{suffix}.parquet"
+            made = (make_row(clip, listing.data_source, index, **about) for index, clip in enumerate(clips))
+            rows = [Row(data, str(path), index, key) for index, data in enumerate(made)]
+            settle_silent(rows, silent, no_audio)
+            write_rows([row.data for row in rows], path)
+            written[path] = len(rows)
     return written

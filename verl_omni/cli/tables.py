@@ -3,21 +3,15 @@
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.box import HEAVY_HEAD, Box
 from rich.console import Console
 from rich.table import Table
 
 
 def make_table(
-    columns: Iterable[str],
-    rows: Iterable[Sequence[str]],
-    left: Sequence[str] = (),
-    title: str = "",
-    caption: str = "",
-    box: Box = HEAVY_HEAD,
+    columns: Iterable[str], rows: Iterable[Sequence[str]], left: Sequence[str], title: str, caption: str = ""
 ) -> Table:
     """Return a table of numbers, which stand on the right, but for the columns named in ``left``."""
-    made = Table(title=title or None, caption=caption or None, box=box)
+    made = Table(title=title, caption=caption or None)
     for column in columns:
         made.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
