@@ -17,12 +17,7 @@ from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
 from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
 from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
-from verl_omni.evaluation.results import (
-    Answer,
-    ResultsError,
-    ResultsFile,
-    model_fingerprint,
-)
+from verl_omni.evaluation.results import Answer, ResultsError, ResultsFile, model_fingerprint
 from verl_omni.labels import options
 from verl_omni.media import MediaError
 from verl_omni.media.child import Children
@@ -35,31 +30,20 @@ from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
-Key = tuple[str, str, str]  # model, row id, variant
 T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides an answer besides model and row; decoding is greedy.
+    """What decides an answer besides model and row; decoding is greedy."""
 
-    Attributes:
-        max_tokens: Length limit of an answer.
-        repetition_penalty: On new tokens alone; 1.1 is what the original's ``generate`` took from its checkpoint.
-        aspect_ratio: ``pad`` or ``squash`` frames; None for the model's own way.
-        no_audio: What a row of a clip without sound becomes, as in training: one of ``NO_AUDIO_POLICIES``.
-        max_model_len: Prompt and answer together, in tokens.
-        dtype: vLLM's.
-        modalities: Which of a row's media the model gets, as ``data.modalities`` in training.
-    """
-
-    max_tokens: int = 512
-    repetition_penalty: float = 1.0
-    aspect_ratio: str | None = None
-    no_audio: str = "error"
-    max_model_len: int = 2048
-    dtype: str = "auto"
-    modalities: Sequence[str] = MODALITIES
+    max_tokens: int = 512  # of an answer
+    repetition_penalty: float = 1.0  # on new tokens alone; the original's `generate` took 1.1 from its checkpoint
+    aspect_ratio: str | None = None  # `pad` or `squash` frames; None for the model's own way
+    no_audio: str = "error"  # what a row of a clip without sound becomes, as in training (NO_AUDIO_POLICIES)
+    max_model_len: int = 2048  # prompt and answer together, in tokens
+    dtype: str = "auto"  # vLLM's
+    modalities: Sequence[str] = MODALITIES  # which of a row's media the model gets, as data.modalities in training
 
 
 @dataclass(frozen=True)
@@ -80,20 +64,18 @@ def evaluate(
     name: str,
     variants: Sequence[str],
     settings: Settings,
-    engine: dict[str, Any] | None = None,
+    engine: dict[str, Any],
     question: str | None = None,
     with_options: bool = False,
 ) -> list[Answer]:
     """Answer every row in every variant that applies to it; answers on file are not computed again.
 
     Args:
-        model: Self-contained model directory.
+        model: Self-contained model directory, called ``name`` in results and report.
         files: Rows files.
         out: Results file.
-        name: The model's name in results and report.
         variants: Of ``verl_omni.evaluation.ablation.VARIANTS``.
-        settings: What else decides an answer.
-        engine: Further arguments of ``vllm.LLM``, which do not.
+        engine: Further arguments of ``vllm.LLM``, which decide no answer.
         question: To ask in place of the rows' own, one of ``verl_omni.prompts.QUESTIONS`` or a text.
         with_options: Whether the question lists the corpus's labels to choose from.
 
@@ -119,14 +101,13 @@ def evaluate(
         if results.superseded:
             print(f"{out}: {results.superseded} answers were made with other settings; moved to {out}.superseded")
         todo = [(row, [a for a in answers if a.key not in results.answers]) for row, answers in planned]
-        todo = [(row, answers) for row, answers in todo if answers]
-        remaining = sum(len(answers) for _, answers in todo)
-        if remaining:
-            llm = start_engine(model, settings, engine or {})
+        if remaining := sum(len(answers) for _, answers in todo):
+            llm = start_engine(model, settings, engine)
             progress = tqdm(total=total, initial=total - remaining, desc=f"evaluate {name}", unit="answer")
             # A decoder that dies of a file costs that row, and not the evaluation.
             with progress, closing(Children()) as children:
-                jobs = prefetch(lambda item: load(*item, processor, children.call, settings.aspect_ratio), todo)
+                waiting = (item for item in todo if item[1])
+                jobs = prefetch(lambda item: load(*item, processor, children.call, settings.aspect_ratio), waiting)
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
@@ -152,37 +133,36 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
     """Each row with the answers wanted for it, still empty, under their keys (``common_to_all`` is part of each)."""
     planned: list[tuple[Row, list[Answer]]] = []
     seen: dict[str, Row] = {}
-    prints: dict[str, str] = {}
+
+    def content(source: str | list[str]) -> str:
+        paths = [source] if isinstance(source, str) else source
+        return fingerprint([media_fingerprint(path) for path in paths])
+
     for row in tqdm(rows, desc="identify media", unit="row"):
         data, row_id = row.data, id_of(row)
         if row_id in seen:
             raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
         seen[row_id] = row
         videos, audios = [data.get(key) or [] for key in ("videos", "audios")]
-        media = [[file_print(source, prints) for source in sources] for sources in (videos, audios)]
-        common = {
-            "model": name,
-            "data_source": data["data_source"],
-            "id": row_id,
-            "label": data["reward_model"]["ground_truth"],
-            "question": TAGS.sub("", data["prompt"][-1]["content"]),
-            "videos": videos,
-            "audios": audios,
-            "actor": (data.get("extra_info") or {}).get("actor") or "",
-        }
-        made = [variant for variant in variants if applies(variant, videos, audios)]
-        keys = [fingerprint([row_id, data["prompt"], media, common_to_all, variant]) for variant in made]
-        planned.append((row, [Answer(key=k, variant=v, **common) for k, v in zip(keys, made, strict=True)]))
+        media = [[content(source) for source in sources] for sources in (videos, audios)]
+        answers = [
+            Answer(
+                key=fingerprint([row_id, data["prompt"], media, common_to_all, variant]),
+                model=name,
+                data_source=data["data_source"],
+                id=row_id,
+                variant=variant,
+                label=data["reward_model"]["ground_truth"],
+                question=TAGS.sub("", data["prompt"][-1]["content"]),
+                videos=videos,
+                audios=audios,
+                actor=(data.get("extra_info") or {}).get("actor") or "",
+            )
+            for variant in variants
+            if applies(variant, videos, audios)
+        ]
+        planned.append((row, answers))
     return planned
-
-
-def file_print(source: str | list[str], known: dict[str, str]) -> str:
-    """Content hash of a media source; a file that several rows or both senses share is read once."""
-    paths = [source] if isinstance(source, str) else source
-    for path in paths:
-        if path not in known:
-            known[path] = media_fingerprint(path)
-    return fingerprint([known[path] for path in paths])
 
 
 def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_ratio: str | None = None) -> Job:
@@ -245,23 +225,16 @@ def answer_jobs(llm: Any, jobs: Iterator[Job], settings: Settings, image_mean: l
     if settings.repetition_penalty != 1:
         params.extra_args = {PENALTY: settings.repetition_penalty}
     pending: dict[str, Answer] = {}
-    exhausted = False
-    while pending or not exhausted:
-        while not exhausted and len(pending) < IN_FLIGHT:
-            job = next(jobs, None)
-            if job is None:
-                exhausted = True
-                break
+    job: Job | None = Job([])
+    while pending or job:
+        while len(pending) < IN_FLIGHT and (job := next(jobs, None)):
             for answer in job.answers:
                 if job.error:
                     yield replace(answer, error=job.error)
                     continue
                 try:
                     (request,) = llm.enqueue([request_of(job, answer.variant, image_mean)], params, use_tqdm=False)
-                except (
-                    ValueError,
-                    VLLMValidationError,
-                ) as error:  # a prompt that it cannot serve, such as one too long
+                except (ValueError, VLLMValidationError) as error:  # it cannot serve the prompt, which may be too long
                     yield replace(answer, error=f"vLLM refused the row: {error}")
                 else:
                     pending[request.split("-")[0]] = answer  # vLLM adds a random part that its outputs do not have
@@ -276,9 +249,5 @@ def request_of(job: Job, variant: str, image_mean: list[float]) -> dict[str, Any
     metadata = {"instruction": question_of(job.prompt)}
     videos = [blank_video(v, image_mean) if variant == VIDEO_BLANKED else v for v in job.videos]
     waves = [mute_audio(wave) if variant == AUDIO_MUTED else wave for wave in job.audios]
-    data: dict[str, Any] = {}
-    if videos:
-        data["video"] = [(video, metadata) for video in videos]
-    if waves:
-        data["audio"] = waves
-    return {"prompt": job.prompt, "multi_modal_data": data}
+    data = {"video": [(video, metadata) for video in videos], "audio": waves}
+    return {"prompt": job.prompt, "multi_modal_data": {kind: media for kind, media in data.items() if media}}

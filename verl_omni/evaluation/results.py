@@ -26,36 +26,21 @@ class ResultsError(InputError):
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered (or failed) row.
+    """One answered (or failed) row."""
 
-    Attributes:
-        key: Hash of everything the answer depends on.
-        model: Name the report shows.
-        data_source: The row's corpus.
-        id: The row's ``extra_info.id``.
-        variant: ``normal``, ``video_blanked`` or ``audio_muted``.
-        label: Ground truth.
-        question: The prompt's text without media placeholders.
-        videos, audios: Absolute paths of the row's media.
-        completion: Generated text; empty if the row failed.
-        finish_reason: vLLM's: ``stop``, or ``length`` for a text cut off.
-        error: Why the row has no completion; empty if it has one.
-        actor: Who is seen, where the row says so.
-    """
-
-    key: str
-    model: str
+    key: str  # hash of everything the answer depends on
+    model: str  # name the report shows
     data_source: str
-    id: str
-    variant: str
-    label: str
-    question: str
-    videos: list[str | list[str]]
+    id: str  # the row's extra_info.id
+    variant: str  # normal, video_blanked or audio_muted
+    label: str  # ground truth
+    question: str  # the prompt's text without media placeholders
+    videos: list[str | list[str]]  # absolute paths, as those of `audios`
     audios: list[str]
-    completion: str = ""
-    finish_reason: str = ""
-    error: str = ""
-    actor: str = ""
+    completion: str = ""  # generated text; empty if the row failed
+    finish_reason: str = ""  # vLLM's: stop, or length for a text cut off
+    error: str = ""  # why the row has no completion; empty if it has one
+    actor: str = ""  # who is seen, where the row says so
 
 
 ANSWER = TypeAdapter(Answer)
@@ -73,9 +58,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """Read a results file.
-
-    A last line without its newline is what a killed run leaves behind; it is not an answer and is passed over.
+    """Read a results file, but for a last line without its newline, which is what a killed run leaves behind.
 
     Raises:
         ResultsError: The file does not exist, or any other line is not an answer.
@@ -117,24 +100,19 @@ class ResultsFile:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ResultsError(f"{self.path}: another evaluation writes to it; wait, or use another --out") from error
-        self.answers = self._settle(keys)
-        self._file = self.path.open("ab")
-
-    def _settle(self, keys: dict[tuple[str, str, str], str]) -> dict[str, Answer]:
         answers = read_answers(self.path)
-        stale = [a for a in answers if keys.get((a.model, a.id, a.variant), a.key) != a.key]
-        stale_keys = {answer.key for answer in stale}
-        kept = {answer.key: answer for answer in answers if answer.key not in stale_keys}
+        self.answers = {a.key: a for a in answers if keys.get((a.model, a.id, a.variant), a.key) == a.key}
+        stale = [answer for answer in answers if answer.key not in self.answers]
+        self.superseded = len(stale)
         if stale:
             with self.path.with_name(self.path.name + ".superseded").open("ab") as file:
                 _append(file, stale)
         # Rewriting also drops a torn last line, which the next answer would otherwise be glued to.
         replacement = self.path.with_name(self.path.name + ".new")
         with replacement.open("wb") as file:
-            _append(file, kept.values())
+            _append(file, self.answers.values())
         replacement.replace(self.path)
-        self.superseded = len(stale)
-        return kept
+        self._file = self.path.open("ab")
 
     def add(self, answer: Answer) -> None:
         """Append an answer; it is on disk when this returns."""

@@ -6,8 +6,10 @@ the corpus's label set; both are listed.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
@@ -32,50 +34,34 @@ RESAMPLES = 2000
 class Score:
     """Scores of one model on one corpus in one variant; shares and recalls in %.
 
-    Attributes:
-        rows: Number of rows, answered or not.
-        war_interval, uar_interval: 95 % percentile bootstrap over rows, or over actors where rows name them (clips of
-            one actor resemble each other); None below two.
-        recall: Recall by class present in the ground truth.
-        support: Rows by class.
-        labels: Rows and columns of ``confusion``; the last, ``(other)``, takes answers outside the set and failures.
-        confusion: Counts ``[true][predicted]``.
-        format_rate: Share of rows in the format ``<think>…</think> <answer>…</answer>``.
-        out_of_set: Answers outside the label set, with their number.
-        failures: Rows without an answer: (id, reason).
-        truncated: Answers cut off at the token limit.
-        consistency: Rows whose explanation is ``consistent``, ``contradicting`` or ``silent``.
-        eea, epc, fcr: Of the explanations (``verl_omni.metrics``), by the rules of ``verl_omni.rewards.lexicon``.
-        mentions: Share of the explanations that mention ``sight``, and ``sound``.
-        hallucinations: Rows whose explanation mentions a sense that the model was not given.
-        wheel: Emotion-wheel score ``f``, ``precision``, ``recall``, and ``hit_rate``; None if no label is in a wheel.
-        normalized: Answers and labels that were counted as another word, if that was asked for, with their number.
+    Intervals are 95 % percentile bootstraps over rows, or over actors where rows name them (clips of one actor resemble
+    each other); None below two. EEA, EPC, FCR: ``verl_omni.metrics``, by the rules of ``verl_omni.rewards.lexicon``.
     """
 
     model: str
     data_source: str
     variant: str
-    rows: int
+    rows: int  # answered or not
     war: float
     uar: float
     war_interval: tuple[float, float] | None
     uar_interval: tuple[float, float] | None
-    recall: dict[str, float]
-    support: dict[str, int]
-    labels: list[str]
-    confusion: list[list[int]]
-    format_rate: float
-    out_of_set: dict[str, int]
-    failures: list[tuple[str, str]]
-    truncated: int
-    consistency: dict[str, int]
+    recall: dict[str, float]  # by class present in the ground truth
+    support: dict[str, int]  # rows by class
+    labels: list[str]  # rows and columns of `confusion`; the last takes answers outside the set, and failures
+    confusion: list[list[int]]  # counts [true][predicted]
+    format_rate: float  # rows in the format <think>…</think> <answer>…</answer>
+    out_of_set: dict[str, int]  # answers outside the label set, with their number
+    failures: list[tuple[str, str]]  # (id, reason) of rows without an answer
+    truncated: int  # answers cut off at the token limit
+    consistency: dict[str, int]  # rows whose explanation is consistent, contradicting or silent
     eea: float
     epc: float
     fcr: float
-    mentions: dict[str, float]
-    hallucinations: int
-    wheel: dict[str, float] | None
-    normalized: dict[str, int]
+    mentions: dict[str, float]  # share of the explanations that mention `sight`, and `sound`
+    hallucinations: int  # rows whose explanation mentions a sense that the model was not given
+    wheel: dict[str, float] | None  # emotion wheels' f, precision, recall, hit_rate; None if no label is in one
+    normalized: dict[str, int]  # words that were counted as another one, if that was asked for, with their number
 
 
 def explanation(answer: Answer) -> str:
@@ -89,10 +75,7 @@ def prediction(answer: Answer) -> str:
 
 
 def classes_of(data_source: str, labels: list[str]) -> list[str]:
-    """The corpus's label set, with whatever else occurs as a label: all there is for a corpus without one (EMER).
-
-    Labels that list several emotions (an open vocabulary) are no classes: there is no set then.
-    """
+    """The corpus's label set, and what else occurs as a label; none if labels list several (an open vocabulary)."""
     if any(len(emotion_list(label)) > 1 for label in labels):
         return []
     stated = label_set(data_source, set(labels))
@@ -111,7 +94,7 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
     groups = {(answer.model, answer.data_source, answer.variant) for answer in answers}
     if len(groups) != 1:
         raise ValueError(f"one model, corpus and variant expected, {sorted(groups)} found")
-    ((model, data_source, variant),) = groups
+    model, data_source, variant = groups.pop()
     truth = [answer.label for answer in answers]
     predicted = [prediction(answer) for answer in answers]
     normalized: Counter[str] = Counter()
@@ -119,13 +102,13 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
         normalized.update(f"{word} as {canonical(word)}" for word in truth + predicted if canonical(word) != word)
         truth, predicted = [canonical(word) for word in truth], [canonical(word) for word in predicted]
     known = classes_of(data_source, truth)
-    failures = [(answer.id, answer.error) for answer in answers if answer.error]
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
-    columns = [*known, OTHER]
     explained = [explained_emotion(answer.completion) for answer in answers]
+    mentioned = [senses_in(explanation(answer)) for answer in answers]
     in_set = [[word if word in known else OTHER for word in words] for words in (truth, predicted)]
-    matrix = confusion_matrix(*in_set, labels=columns)
-    support = Counter(truth)
+    matrix = confusion_matrix(*in_set, labels=[*known, OTHER])
+    support = {word: count for word in known if (count := truth.count(word))}
+    in_wheel = any(any(sectors(emotion_list(label))) for label in set(truth))
     war_interval, uar_interval = intervals(truth, predicted, [answer.actor or answer.id for answer in answers])
     return Score(
         model=model,
@@ -136,55 +119,35 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
         uar=uar(truth, predicted),
         war_interval=war_interval,
         uar_interval=uar_interval,
-        recall={word: 100.0 * matrix[i, i] / support[word] for i, word in enumerate(known) if support[word]},
-        support={word: support[word] for word in known if support[word]},
-        labels=columns,
+        recall={word: 100.0 * matrix[i, i] / support[word] for i, word in enumerate(known) if word in support},
+        support=support,
+        labels=[*known, OTHER],
         confusion=matrix.tolist(),
         format_rate=100.0 * sum(format_reward(answer.completion) for answer in answers) / len(answers),
         out_of_set=dict(Counter(word for _, word in answered if word not in known).most_common()),
-        failures=failures,
+        failures=[(answer.id, answer.error) for answer in answers if answer.error],
         truncated=sum(answer.finish_reason == "length" for answer in answers),
         consistency=dict(Counter(consistency(explanation(answer), word) for answer, word in answered)),
         eea=eea(truth, explained),
         epc=epc(predicted, explained),
         fcr=fcr(truth, predicted, explained),
-        wheel=_wheel(truth, predicted),
+        mentions={s: 100.0 * sum(s in senses for senses in mentioned) / len(answers) for s in ("sight", "sound")},
+        hallucinations=sum(bool(said - senses_given(a)) for said, a in zip(mentioned, answers, strict=True)),
+        wheel=wheel_score(truth, predicted) | {"hit_rate": hit_rate(truth, predicted)} if in_wheel else None,
         normalized=dict(normalized.most_common()),
-        **_senses(answers),
     )
 
 
 def senses_given(answer: Answer) -> set[str]:
     """Of ``sight`` and ``sound``, what the model was given: the row's media, but for what the variant took away."""
-    given = {"sight": bool(answer.videos), "sound": bool(answer.audios)}
-    return {sense for sense, there in given.items() if there} - {TAKEN.get(answer.variant)}
-
-
-def _senses(answers: list[Answer]) -> dict:
-    mentioned = [senses_in(explanation(answer)) for answer in answers]
-    return {
-        "mentions": {
-            sense: 100.0 * sum(sense in senses for senses in mentioned) / len(answers) for sense in ("sight", "sound")
-        },
-        "hallucinations": sum(
-            bool(senses - senses_given(answer)) for senses, answer in zip(mentioned, answers, strict=True)
-        ),
-    }
-
-
-def _wheel(truth: list[str], predicted: list[str]) -> dict[str, float] | None:
-    if not any(any(sectors(emotion_list(label))) for label in set(truth)):
-        return None
-    return {**wheel_score(truth, predicted), "hit_rate": hit_rate(truth, predicted)}
+    given = {"sight": answer.videos, "sound": answer.audios}
+    return {sense for sense, media in given.items() if media} - {TAKEN.get(answer.variant)}
 
 
 def intervals(
     truth: list[str], predicted: list[str], groups: list[str] | None = None, seed: int = 0
 ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """95 % percentile bootstrap intervals of WAR and UAR, in %.
-
-    Args:
-        groups: What is drawn as one, such as all rows of an actor; by default each row.
+    """95 % percentile bootstrap intervals of WAR and UAR, in %; ``groups``, by default the rows, are drawn as one.
 
     A resample's UAR averages the classes that it holds, as UAR itself does.
     """
@@ -206,21 +169,15 @@ def intervals(
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one model is than another on the same rows.
-
-    Attributes:
-        rows, groups: Rows that both models have; how many actors (or rows, where none are named) they come from.
-        war: Difference of WAR in points, ``model`` less ``other``.
-        p_value: Two-sided, of a permutation test that exchanges the two models' answers actor by actor.
-    """
+    """How much better one model is than another on the same rows."""
 
     model: str
     other: str
     data_source: str
-    rows: int
-    groups: int
-    war: float
-    p_value: float
+    rows: int  # that both models have
+    groups: int  # the actors (or rows, where none are named) that they come from
+    war: float  # difference of WAR in points, `model` less `other`
+    p_value: float  # two-sided, of a permutation test that exchanges the two models' answers actor by actor
 
 
 def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Difference:
@@ -245,25 +202,23 @@ def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Diffe
 
 def score_all(answers: list[Answer], normalize: bool = False) -> list[Score]:
     """A score for every model, corpus and variant, in order of first appearance (variants in their own order)."""
-    groups: dict[tuple[str, str, int], list[Answer]] = {}
+    by_variant = [grouped(mine, "variant") for mine in grouped(answers, "model", "data_source").values()]
+    return [score(mine[variant], normalize) for mine in by_variant for variant in VARIANTS if variant in mine]
+
+
+def grouped(answers: Iterable[Answer], *fields: str) -> dict[Any, list[Answer]]:
+    """Answers by the value of a field, or by the tuple of several, in order of first appearance."""
+    groups: dict[Any, list[Answer]] = {}
     for answer in answers:
-        groups.setdefault((answer.model, answer.data_source, VARIANTS.index(answer.variant)), []).append(answer)
-    order = list(dict.fromkeys((model, source) for model, source, _ in groups))
-    return [score(groups[key], normalize) for key in sorted(groups, key=lambda key: (order.index(key[:2]), key[2]))]
+        groups.setdefault(attrgetter(*fields)(answer), []).append(answer)
+    return groups
 
 
 def changed_share(answers: list[Answer], variant: str, part: Callable[[Answer], str] = prediction) -> tuple[int, int]:
-    """How many rows' answer changes in a variant.
-
-    Args:
-        answers: Answers of one model and corpus in all variants.
-        variant: ``video_blanked`` or ``audio_muted``.
-        part: What of an answer to compare; its emotion by default.
-
-    Returns:
-        Changed rows and compared rows: those that were answered in both variants.
-    """
-    normal = {answer.id: part(answer) for answer in answers if answer.variant == NORMAL and not answer.error}
-    other = {answer.id: part(answer) for answer in answers if answer.variant == variant and not answer.error}
+    """In how many rows of one model and corpus a ``part`` of the answer changes in a variant, of those with both."""
+    normal, other = (
+        {answer.id: part(answer) for answer in answers if answer.variant == which and not answer.error}
+        for which in (NORMAL, variant)
+    )
     both = normal.keys() & other.keys()
     return sum(normal[row] != other[row] for row in both), len(both)

@@ -21,21 +21,13 @@ WAVE_POINTS = 240
 
 @dataclass(frozen=True)
 class ClipView:
-    """What is seen and heard of a clip.
+    """What is seen and heard of a clip."""
 
-    Attributes:
-        frames: The frames the model sees, as JPEG data URIs.
-        sound: MP3 data URI of the first 30 s; empty without sound.
-        wave: SVG path of the waveform's envelope in a box of 240 x 40; empty without sound.
-        seconds: Length of the sound.
-        problems: Why a part is missing.
-    """
-
-    frames: list[str]
-    sound: str
-    wave: str
-    seconds: float
-    problems: list[str]
+    frames: list[str]  # those that the model sees, as JPEG data URIs
+    sound: str  # MP3 data URI of the first 30 s; empty without sound
+    wave: str  # SVG path of the waveform's envelope in a box of 240 x 40; empty without sound
+    seconds: float  # length of the sound
+    problems: list[str]  # why a part is missing
 
 
 def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int = 8) -> ClipView:
@@ -54,7 +46,9 @@ def view(videos: Sequence[str | list[str]], audios: list[str], num_frames: int =
             continue
         seconds = len(samples) / SAMPLING_RATE
         samples = samples[: SOUND_SECONDS * SAMPLING_RATE]
-        sound, wave = _mp3(samples), envelope(samples)
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, SAMPLING_RATE, format="MP3")
+        sound, wave = _data_uri("audio/mpeg", buffer), envelope(samples)
     return ClipView(frames, sound, wave, seconds, problems)
 
 
@@ -82,14 +76,8 @@ def _jpeg(frame: np.ndarray) -> str:
     image = image.resize((max(1, round(image.width * FRAME_HEIGHT / image.height)), FRAME_HEIGHT))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=78)
-    return _data_uri("image/jpeg", buffer.getvalue())
+    return _data_uri("image/jpeg", buffer)
 
 
-def _mp3(samples: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLING_RATE, format="MP3")
-    return _data_uri("audio/mpeg", buffer.getvalue())
-
-
-def _data_uri(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+def _data_uri(mime: str, data: io.BytesIO) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -39,31 +39,29 @@ class Panel:
     series: list[tuple[str, list[tuple[int, float]]]]
 
 
-def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Points of every metric of a log, by step.
+def read_log(*paths: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Points of every metric of a log, by step, UAR among them; several logs are the parts of a run that was resumed.
 
     Raises:
-        LogError: The file holds no line of verl's file or console tracker.
+        LogError: The files hold no line of verl's file or console tracker.
     """
     points: dict[str, dict[int, float]] = {}
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    recalls: dict[tuple[str, int], list[float]] = {}
+    for line in (line for path in paths for line in Path(path).read_text("utf-8", "replace").splitlines()):
         step, data = _file_line(line) or _console_line(line) or (0, {})
         for key, value in data.items():
             if math.isfinite(value):
                 points.setdefault(key, {})[step] = value
-    if not points:
-        raise LogError(f"{path}: no training step found; expected verl's `file` tracker (jsonl) or its console output")
-    return {key: sorted(values.items()) for key, values in (points | unweighted_recalls(points)).items()}
-
-
-def unweighted_recalls(points: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
-    """UAR by corpus and step, from the recalls of its classes: verl logs means over rows, which UAR is not."""
-    recalls: dict[str, dict[int, list[float]]] = {}
-    for key, values in points.items():
+    if paths and not points:
+        found = f"{', '.join(map(str, paths))}: no training step found"
+        raise LogError(f"{found}; expected verl's `file` tracker (jsonl) or its console output")
+    for key in points:  # verl logs means over rows, which UAR is not: it is the mean of the classes' recalls
         if match := RECALL.fullmatch(key):
-            for step, value in values.items():
-                recalls.setdefault(f"{match['corpus']}/UAR", {}).setdefault(step, []).append(value)
-    return {key: {step: fmean(values) for step, values in steps.items()} for key, steps in recalls.items()}
+            for step, value in points[key].items():
+                recalls.setdefault((f"{match['corpus']}/UAR", step), []).append(value)
+    for (key, step), values in recalls.items():
+        points.setdefault(key, {})[step] = fmean(values)
+    return {key: sorted(values.items()) for key, values in points.items()}
 
 
 def _file_line(line: str) -> tuple[int, dict[str, float]] | None:
@@ -86,14 +84,12 @@ def _console_line(line: str) -> tuple[int, dict[str, float]] | None:
 
 def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:
     """The charts to draw, from logs by name (see ``read_log``)."""
-    keys = list(dict.fromkeys(key for metrics in logs.values() for key in metrics))
-    chosen: list[Panel] = []
+    keys = sorted({key for metrics in logs.values() for key in metrics})
+    notes: dict[str, str] = {}  # of each metric the first that fits
     for pattern, note in PANELS.items():
-        for key in sorted(key for key in keys if re.fullmatch(pattern, key)):
-            if all(panel.metric != key for panel in chosen):
-                series = [(name, metrics[key]) for name, metrics in logs.items() if key in metrics]
-                chosen.append(Panel(key, note, series))
-    return chosen
+        notes |= {key: note for key in keys if re.fullmatch(pattern, key) and key not in notes}
+    of = {key: [(name, metrics[key]) for name, metrics in logs.items() if key in metrics] for key in notes}
+    return [Panel(key, note, of[key]) for key, note in notes.items()]
 
 
 def chart(panel: Panel) -> dict:

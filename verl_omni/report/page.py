@@ -10,47 +10,20 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from verl_omni.evaluation import scoring
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
 from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer, ResultsError, read_answers
-from verl_omni.evaluation.scoring import (
-    Difference,
-    Score,
-    changed_share,
-    difference,
-    explanation,
-    prediction,
-    score,
-    score_all,
-)
+from verl_omni.evaluation.scoring import explanation, grouped, prediction
 from verl_omni.report import clips, curves
 
 # arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = json.loads(
     Path(__file__).with_name("published.json").read_text(encoding="utf-8")
 )
-TITLES = {"demo": "Demo corpus", "crema_d": "CREMA-D"} | {
-    name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "meld")
-}
+TITLES = {"demo": "Demo corpus", "crema_d": "CREMA-D"}
+TITLES |= {name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "meld")}
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """One model's answer to one clip, with what it says when a sense is taken away."""
-
-    model: str
-    right: bool
-    answer: str
-    think: str
-    consistency: str
-    error: str
-    truncated: bool
-    without: dict[str, str]  # "picture" or "sound" -> the answer given without it
-
-    @property
-    def sensitive(self) -> list[str]:
-        return [sense for sense, answer in self.without.items() if answer != self.answer]
 
 
 @dataclass(frozen=True)
@@ -60,29 +33,24 @@ class Card:
     id: str
     corpus: str
     label: str
-    question: str
     view: clips.ClipView
-    answers: list[ModelAnswer]
+    answers: list[dict]  # one a model
 
 
 def write_report(
     results: Sequence[str | Path], logs: Sequence[str | Path], out: str | Path, max_clips: int = 60, title: str = ""
 ) -> int:
-    """Write the page; returns the number of clips shown.
+    """Write the page from results files of ``evaluate`` and training logs; returns the number of clips shown.
 
     Args:
-        results: Results files of ``python -m verl_omni evaluate``.
-        logs: Training logs, each named by its file name.
-        out: The HTML file.
         max_clips: Number of clips to show, spread evenly over the rows.
-        title: Heading of the page.
 
     Raises:
         ResultsError: A results file cannot be read, or none holds an answer.
         LogError: A log holds no training step.
     """
     answers = gather(results)
-    scores = score_all(answers)
+    scores = scoring.score_all(answers)
     cards = make_cards(answers, max_clips)
     metrics = {name_of(path, logs): curves.read_log(path) for path in logs}
     charts = [curves.chart(panel) for panel in curves.panels(metrics)]
@@ -95,15 +63,20 @@ def write_report(
     )
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
     models = list(dict.fromkeys(one.model for one in scores))
+    normal = [one for one in scores if one.variant == NORMAL]
+    measured: dict[str, dict[str, scoring.Score]] = {one.model: {} for one in normal}
+    for one in normal:
+        measured[one.model][one.data_source] = one
+    ours = dict.fromkeys(one.data_source for one in scores if one.data_source not in PUBLISHED["R1-Omni"])
     page = environment.get_template("page.html.jinja").render(
         title=title or "Emotion recognition from picture and sound",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         models=models,
         colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *metrics]))},
-        table=results_table(scores),
+        measured=measured,
+        columns=[*ours, *PUBLISHED["R1-Omni"]],
         published=PUBLISHED,
-        scores=[one for one in scores if one.variant == NORMAL],
-        heat=heat,
+        scores=normal,
         differences=differences(answers),
         modality=modality_rows(answers),
         charts=charts,
@@ -142,97 +115,58 @@ def name_of(path: str | Path, among: Sequence[str | Path]) -> str:
     return path.stem if twins == 1 else f"{path.parent.name}/{path.stem}"
 
 
-def results_table(scores: list[Score]) -> dict:
-    """Measured scores by model and corpus, and the corpora that either table has, in the paper's order."""
-    measured: dict[str, dict[str, Score]] = {}
-    for one in scores:
-        if one.variant == NORMAL:
-            measured.setdefault(one.model, {})[one.data_source] = one
-    named = dict.fromkeys(one.data_source for one in scores)
-    corpora = [*(corpus for corpus in named if corpus not in PUBLISHED["R1-Omni"]), *PUBLISHED["R1-Omni"]]
-    return {"measured": measured, "corpora": corpora}
-
-
-def heat(of: Score) -> list[dict]:
-    """Rows of a confusion matrix, with each cell's share of its true class."""
-    rows = []
-    for label, counts in zip(of.labels[:-1], of.confusion, strict=False):
-        total = sum(counts)
-        if total:
-            cells = [(column, n, n / total) for column, n in zip(of.labels, counts, strict=True)]
-            rows.append({"label": label, "total": total, "cells": cells, "recall": of.recall[label]})
-    return rows
-
-
-def differences(answers: list[Answer]) -> list[Difference]:
+def differences(answers: list[Answer]) -> list[scoring.Difference]:
     """Each model against the one before it, corpus by corpus, on the rows that both answered."""
-    by_corpus: dict[str, dict[str, list[Answer]]] = {}
-    for answer in answers:
-        if answer.variant == NORMAL:
-            by_corpus.setdefault(answer.data_source, {}).setdefault(answer.model, []).append(answer)
-    pairs = [pair for models in by_corpus.values() for pair in pairwise(models.values())]
-    shared = [pair for pair in pairs if {answer.id for answer in pair[0]} & {answer.id for answer in pair[1]}]
-    return [difference(model, other) for other, model in shared]
+    corpora = grouped((answer for answer in answers if answer.variant == NORMAL), "data_source").values()
+    pairs = [pair for mine in corpora for pair in pairwise(grouped(mine, "model").values())]
+    return [scoring.difference(model, other) for other, model in pairs if {a.id for a in other} & {a.id for a in model}]
 
 
 def modality_rows(answers: list[Answer]) -> list[dict]:
     """For each model, corpus and sense taken away: WAR with and without it on the same rows, and what changes."""
     rows = []
-    for model, corpus in dict.fromkeys((answer.model, answer.data_source) for answer in answers):
-        mine = [answer for answer in answers if (answer.model, answer.data_source) == (model, corpus)]
+    for (model, corpus), mine in grouped(answers, "model", "data_source").items():
+        by_variant = grouped(mine, "variant")
         for variant, sense in SENSES.items():
-            without = [answer for answer in mine if answer.variant == variant]
+            without = by_variant.get(variant, [])
             ids = {answer.id for answer in without}
-            both = [answer for answer in mine if answer.variant == NORMAL and answer.id in ids]
-            if both and without:
-                changed, compared = changed_share(mine, variant)
+            if both := [answer for answer in by_variant.get(NORMAL, []) if answer.id in ids]:
+                changed, compared = scoring.changed_share(mine, variant)
+                rewritten, _ = scoring.changed_share(mine, variant, explanation)
+                blind = scoring.score(without)
                 row = {"model": model, "corpus": corpus, "sense": sense, "changed": changed, "compared": compared}
-                row["rewritten"] = changed_share(mine, variant, explanation)[0]
-                blind = score(without)
-                row |= {"war": score(both).war, "war_without": blind.war, "hallucinations": blind.hallucinations}
-                rows.append(row)
+                row |= {"rewritten": rewritten, "hallucinations": blind.hallucinations}
+                rows.append(row | {"war": scoring.score(both).war, "war_without": blind.war})
     return rows
 
 
 def make_cards(answers: list[Answer], max_clips: int) -> list[Card]:
     """Cards for up to ``max_clips`` rows, spread evenly over all rows in the order of the results."""
-    rows: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        rows.setdefault((answer.data_source, answer.id), []).append(answer)
-    keys = list(rows)
-    chosen = np.unique(np.linspace(0, len(keys) - 1, min(max_clips, len(keys))).round().astype(int))
-    return [_card(rows[keys[index]]) for index in chosen]
+    rows = list(grouped(answers, "data_source", "id").values())
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(max_clips, len(rows))).round().astype(int))
+    cards = []
+    for mine in (rows[index] for index in chosen):
+        of_models = [_model_answer(answers) for answers in grouped(mine, "model").values()]
+        view = clips.view(mine[0].videos, mine[0].audios)
+        cards.append(Card(mine[0].id, mine[0].data_source, mine[0].label, view, of_models))
+    return cards
 
 
-def _card(answers: list[Answer]) -> Card:
-    first = answers[0]
-    models = dict.fromkeys(answer.model for answer in answers)
-    return Card(
-        id=first.id,
-        corpus=first.data_source,
-        label=first.label,
-        question=first.question,
-        view=clips.view(first.videos, first.audios),
-        answers=[_model_answer([answer for answer in answers if answer.model == model]) for model in models],
-    )
-
-
-def _model_answer(answers: list[Answer]) -> ModelAnswer:
+def _model_answer(answers: list[Answer]) -> dict:
+    """One model's answer to one clip, with what it says when a sense is taken away."""
     by_variant = {answer.variant: answer for answer in answers}
     shown = by_variant.get(NORMAL, answers[0])
-    word = prediction(shown)
-    think = explanation(shown)
-    return ModelAnswer(
-        model=shown.model,
-        right=word == shown.label and not shown.error,
-        answer=word,
-        think=think,
-        consistency=consistency(think, word) if think else "",
-        error=shown.error,
-        truncated=shown.finish_reason == "length",
-        without={
-            sense: prediction(by_variant[variant])
-            for variant, sense in SENSES.items()
-            if variant in by_variant and not by_variant[variant].error
-        },
-    )
+    word, think = prediction(shown), explanation(shown)
+    taken = {sense: by_variant[variant] for variant, sense in SENSES.items() if variant in by_variant}
+    without = {sense: prediction(answer) for sense, answer in taken.items() if not answer.error}
+    return {
+        "model": shown.model,
+        "right": word == shown.label and not shown.error,
+        "answer": word,
+        "think": think,
+        "consistency": consistency(think, word) if think else "",
+        "error": shown.error,
+        "truncated": shown.finish_reason == "length",
+        "without": without,
+        "sensitive": [sense for sense, other in without.items() if other != word],
+    }

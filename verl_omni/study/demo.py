@@ -8,7 +8,6 @@ same cold start.
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from verl_omni.checkpoints import latest
+from verl_omni.report.curves import read_log
 from verl_omni.study.stages import execute, steps_in
 
 # Model family -> the name of its untrained model in the table and the report, and what its recipes' names have.
@@ -26,21 +26,13 @@ MODELS = {"EMER-SFT": "emer_sft{}_cpu", "MAFW-DFEW-SFT": "mafw_dfew_sft{}_cpu", 
 
 @dataclass
 class Demo:
-    """Where the demo's files are, and how its stages are run.
+    """Where the demo's files are, and how its stages are run."""
 
-    Attributes:
-        out: folder of everything the demo makes.
-        seed: of the corpus, the tiny model and the trainers.
-        overrides: Hydra overrides for the GRPO stages, as on their command line.
-        variants: recipes that change GRPO; each makes a model of its own.
-        family: of ``FAMILIES``.
-    """
-
-    out: Path
-    seed: int
-    overrides: list[str]
-    variants: list[str] = field(default_factory=list)
-    family: str = "humanomni"
+    out: Path  # folder of everything the demo makes
+    seed: int  # of the corpus, the tiny model and the trainers
+    overrides: list[str]  # Hydra's, for the GRPO stages, as on their command line
+    variants: list[str] = field(default_factory=list)  # recipes that change GRPO; each makes a model of its own
+    family: str = "humanomni"  # of `FAMILIES`
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -115,8 +107,10 @@ class Demo:
             *("--data", str(self.data / "test.parquet"), "--modality-ablation", "--max-tokens", "48"),
             *("--max-model-len", "304"),
         ]
-        answers = results / f"{name}.jsonl"
-        execute(f"evaluate {name}", command, self.out / "logs" / f"evaluate-{name}.log", {}, lambda: lines_of(answers))
+        answers, log = results / f"{name}.jsonl", self.out / "logs" / f"evaluate-{name}.log"
+        answers.parent.mkdir(exist_ok=True)
+        answers.touch()  # its lines are counted from the start
+        execute(f"evaluate {name}", command, log, {}, lambda: answers.read_bytes().count(b"\n"))
 
     def report(self) -> None:
         results = [str(self.out / "results" / f"{name}.jsonl") for name in self.models]
@@ -125,24 +119,15 @@ class Demo:
         execute("report", command, self.out / "logs" / "report.log", {}, None)
 
 
-def lines_of(path: Path) -> int:
-    return len(path.read_bytes().splitlines()) if path.is_file() else 0
-
-
-def scores_of(demo: Demo) -> Iterator[tuple[str, dict[str, dict]]]:
-    """Each model's scores by variant: normal, video_blanked, audio_muted."""
-    for name in demo.models:
-        scores = json.loads((demo.out / "results" / f"{name}.scores.json").read_text())
-        yield name, {score["variant"]: score for score in scores}
-
-
 def summary(demo: Demo) -> Table:
     """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; explanations; variants' cost."""
     table = Table(title="held-out clips, in %; explanations that name another emotion than the answer", box=SIMPLE_HEAD)
     columns = ["model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "other emotion"]
     for column in columns + ["tokens", "s a step"] * bool(demo.variants):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
-    for name, by_variant in scores_of(demo):
+    for name in demo.models:
+        scores = json.loads((demo.out / "results" / f"{name}.scores.json").read_text())
+        by_variant = {score["variant"]: score for score in scores}
         normal = by_variant["normal"]
         table.add_row(
             name,
@@ -155,22 +140,16 @@ def summary(demo: Demo) -> Table:
     return table
 
 
-def _cost(metrics: dict[str, dict[int, float]]) -> list[str]:
+def _cost(metrics: dict[str, list[tuple[int, float]]]) -> list[str]:
     """Tokens an answer at the end, and the median step's seconds; nothing for a model that GRPO did not train."""
     if TOKENS not in metrics:
         return []
-    return [f"{list(metrics[TOKENS].values())[-1]:.1f}", f"{median(metrics['timing_s/step'].values()):.1f}"]
+    return [f"{metrics[TOKENS][-1][1]:.1f}", f"{median(seconds for _, seconds in metrics['timing_s/step']):.1f}"]
 
 
-def metrics_of(out: Path, name: str) -> dict[str, dict[int, float]]:
+def metrics_of(out: Path, name: str) -> dict[str, list[tuple[int, float]]]:
     """A run's metrics by step, as verl logged them; of a run that was resumed, all its parts."""
-    points: dict[str, dict[int, float]] = {}
-    for metrics in sorted((out / "logs").glob(f"{name}.*.jsonl")):
-        for line in metrics.read_text().splitlines():
-            record = json.loads(line)
-            for key, value in record["data"].items():
-                points.setdefault(key, {})[record["step"]] = value
-    return points
+    return read_log(*sorted((out / "logs").glob(f"{name}.*.jsonl")))
 
 
 def draw_rewards(out: Path) -> Path:
@@ -183,7 +162,7 @@ def draw_rewards(out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     points = metrics_of(out, "R1-Omni")
     for key, (label, style) in CURVES.items():
-        axes.plot(points[key].keys(), points[key].values(), style, label=label)
+        axes.plot(*zip(*points[key], strict=True), style, label=label)
     axes.set(xlabel="GRPO step", ylabel="mean", ylim=(0, 2.05), title="Rewards on the demo corpus")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
