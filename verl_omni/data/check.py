@@ -3,11 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +45,10 @@ class Row:
     def __str__(self) -> str:
         return f"{self.file} row {self.number}"
 
-    def media(self) -> Iterator[tuple[str, str | list[str]]]:
-        """Yield ("videos" | "audios", source) for each of the row's media."""
-        for key in MEDIA_KEYS:
-            for source in self.data.get(key) or []:
-                yield key, source
+    def sources(self) -> set[tuple]:
+        """Of each of the row's media, ("videos" | "audios", its path or tuple of paths)."""
+        media = ((key, source) for key in MEDIA_KEYS for source in self.data.get(key) or [])
+        return {(key, source if isinstance(source, str) else tuple(source)) for key, source in media}
 
     def without(self, modality: str) -> "Row":
         """The row without its ``videos`` or ``audios``, and without their tags in the conversation."""
@@ -94,31 +92,23 @@ def load_rows(
     """
     rows = [(file, number, data) for file in files for number, data in enumerate(read_rows(file))]
     if 0 < max_samples < len(rows):
-        chosen = (
-            np.random.default_rng(seed).choice(len(rows), max_samples, replace=False) if shuffle else range(max_samples)
-        )
+        random = np.random.default_rng(seed)
+        chosen = random.choice(len(rows), max_samples, replace=False) if shuffle else range(max_samples)
         rows = [rows[index] for index in chosen]
     if schema is None:
-        schema = (
-            ConversationRow
-            if all(isinstance(data, dict) and ConversationRow.key in data for *_, data in rows)
-            else PromptRow
-        )
+        talks = all(isinstance(data, dict) and ConversationRow.key in data for *_, data in rows)
+        schema = ConversationRow if talks else PromptRow
     key = key or schema.key
-    problems = [
-        f"{file} row {number}: {problem}" for file, number, data in rows for problem in problems_of(data, schema, key)
-    ]
-    _raise_if(problems, len(rows), "correct the rows")
-    return [Row(_absolute(data, file), str(file), number, key) for file, number, data in rows]
+    wrong = [f"{file} row {number}: {said}" for file, number, data in rows for said in problems_of(data, schema, key)]
+    _raise_if(wrong, len(rows), "correct the rows")
 
-
-def _absolute(data: dict, file: str) -> dict:
-    folder = Path(file).absolute().parent
-
-    def resolve(source: str | list[str]) -> str | list[str]:
+    def absolute(source: str | list[str], file: str) -> str | list[str]:
+        folder = Path(file).absolute().parent
         return [str(folder / frame) for frame in source] if isinstance(source, list) else str(folder / source)
 
-    return data | {key: [resolve(source) for source in data[key]] for key in MEDIA_KEYS if data.get(key)}
+    for file, _, data in rows:
+        data |= {media: [absolute(source, file) for source in data[media]] for media in MEDIA_KEYS if data.get(media)}
+    return [Row(data, str(file), number, key) for file, number, data in rows]
 
 
 def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
@@ -154,26 +144,26 @@ def check_media(
     Raises:
         RowsError: unusable files, by file and row.
     """
-    _check_option("media_check", media_check, MEDIA_CHECKS)
-    _check_option("no_audio", no_audio, NO_AUDIO_POLICIES)
-    # A clip is in many rows, and names the same file for sight and sound: each is read once.
-    sources = {(key, _hashable(source)) for row in rows for key, source in row.media()}
-    wanted = num_frames, frame_format or HUMANOMNI
-    errors = _media_errors(sorted(sources, key=str), media_check, *wanted)
+    options = ("media_check", media_check, MEDIA_CHECKS), ("no_audio", no_audio, NO_AUDIO_POLICIES)
+    for name, value, allowed in options:
+        if value not in allowed:
+            raise InputError(f"data.{name}={value}; it must be one of {', '.join(allowed)}")
+    sources = set().union(*(row.sources() for row in rows))  # a clip is in many rows
+    errors = _media_errors(sorted(sources, key=str), media_check, num_frames, frame_format or HUMANOMNI)
     silent = {source for source, error in errors.items() if isinstance(error, NoAudioError)}
     settle_silent(rows, silent, no_audio)
-    unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(_sources(row) & set(errors), key=str)]
+    unusable = [f"{row}: {errors[source]}" for row in rows for source in sorted(row.sources() & set(errors), key=str)]
     hint = "; clips without a whole sound can be used with data.no_audio=video_only" if silent else ""
     _raise_if(unusable, len(rows), f"repair the {len(errors)} files, or leave these rows out{hint}")
 
 
 def settle_silent(rows: list[Row], silent: set[tuple], no_audio: str) -> None:
     """Make of the rows with a sound in ``silent`` what the policy says, in place; ``RowsError`` if none is left."""
-    mute = [row for row in rows if _sources(row) & silent]
+    mute = [row for row in rows if row.sources() & silent]
     if mute and no_audio != "error":
         fate = {"video_only": "become video only", "silence": "hear silence", "drop": "are dropped"}[no_audio]
         logger.warning("%d rows have no whole sound and %s, the first is %s", len(mute), fate, mute[0])
-    settled = [row.soundless(no_audio) if _sources(row) & silent else row for row in rows]
+    settled = [row.soundless(no_audio) if row.sources() & silent else row for row in rows]
     rows[:] = [row for row in settled if row is not None]
     if mute and not rows:
         raise RowsError(
@@ -201,18 +191,18 @@ def _media_errors(
     sources: list[tuple], media_check: str, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI
 ) -> dict[tuple, MediaError]:
     exists = {"videos": check_exists, "audios": check_sound_starts}
-    full = {"videos": partial(check_video, num_frames=num_frames, frame_format=frame_format), "audios": check_audio}
+    full = {"videos": (check_video, num_frames, frame_format), "audios": (check_audio,)}
     settings = {"videos": ("video", num_frames, frame_format), "audios": ("audio", 16000)}
     decoded, kept = [], store()
     # Of processes that start with one corpus, such as ranks, the first decodes it and the others find it in the store.
     turn = kept.alone(fingerprint(sources)) if kept and media_check == "full" else nullcontext()
 
     def read(source: tuple) -> MediaError | None:
-        key, file = source
-        file = file if isinstance(file, str) else list(file)
+        key, file = source[0], source[1] if isinstance(source[1], str) else list(source[1])
 
         def decode() -> np.ndarray:
-            media = children.call(full[key], file)
+            check, *arguments = full[key]
+            media = children.call(check, file, *arguments)
             decoded.append(file)
             return media
 
@@ -234,19 +224,6 @@ def _media_errors(
         found = len(sources) - len(decoded) - len(errors)
         tqdm.write(f"media files: {len(decoded)} decoded, {found} {where}{unusable}", file=sys.stderr)
     return errors
-
-
-def _hashable(source: str | list[str]) -> str | tuple[str, ...]:
-    return source if isinstance(source, str) else tuple(source)
-
-
-def _sources(row: Row) -> set[tuple]:
-    return {(key, _hashable(source)) for key, source in row.media()}
-
-
-def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"data.{name}={value}; it must be one of {', '.join(allowed)}")
 
 
 def _raise_if(problems: list[str], total: int, remedy: str) -> None:

@@ -158,11 +158,12 @@ def rl_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
         about: What else ``extra_info`` says, such as the label's vocabulary.
     """
     asked = clip.question or QUESTION
+    asked = asked if "<think>" in asked else instruction(asked)
     source = clip.corpus or data_source
     about |= {"index": index, "split": clip.split, "id": f"{source}/{clip.id}"}
     return {
         "data_source": source,
-        "prompt": _user(asked if "<think>" in asked else instruction(asked)),
+        "prompt": [{"role": "user", "content": f"<video><audio>{asked}"}],
         "videos": [str(clip.media.resolve())],
         "audios": [str(clip.media.resolve())],
         "ability": "emotion",
@@ -178,11 +179,7 @@ def sft_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
     (the MAFW-DFEW-SFT baseline); the question asks for the former only where the answer has it.
     """
     asked = clip.question or (instruction() if clip.reasoning else QUESTION)
-    answer = {"role": "assistant", "content": answer_text(clip.label, clip.reasoning)}
     row = rl_row(clip, data_source, index, **about)
     kept = {key: row[key] for key in ("data_source", "videos", "audios", "extra_info")}
-    return {"messages": [*_user(asked), answer], **kept}
-
-
-def _user(question: str) -> list[dict]:
-    return [{"role": "user", "content": f"<video><audio>{question}"}]
+    turns = (("user", f"<video><audio>{asked}"), ("assistant", answer_text(clip.label, clip.reasoning)))
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **kept}

@@ -119,9 +119,7 @@ def resample(frames: list[np.ndarray], rate: int, sampling_rate: int) -> np.ndar
     def feed(samples: np.ndarray) -> np.ndarray:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
         frame.sample_rate = rate
-        return np.concatenate([np.zeros((1, 0), np.float32), *(f.to_ndarray() for f in resampler.resample(frame))], 1)[
-            0
-        ]
+        return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in resampler.resample(frame))])
 
     first, *others = frames
     start = feed(first)

@@ -12,14 +12,7 @@ import av.logging
 import numpy as np
 from PIL import Image
 
-from verl_omni.media.audio import (
-    SHORTEST_SECONDS,
-    announced_seconds,
-    check_length,
-    no_sound,
-    read_audio,
-    sound_track,
-)
+from verl_omni.media.audio import SHORTEST_SECONDS, announced_seconds, check_length, no_sound, read_audio, sound_track
 from verl_omni.media.container import DamagedError, check_whole, open_container
 from verl_omni.media.errors import DamagedAudioError, existing, media_boundary
 from verl_omni.media.resize import HUMANOMNI, FrameFormat
@@ -65,10 +58,13 @@ def check_video(source: VideoSource, num_frames: int = 8, frame_format: FrameFor
     if not isinstance(source, str | os.PathLike) or Path(source).is_dir():
         return frames
     if Path(source).suffix.lower() == ".gif":
-        _decode_gif(Path(source))
+        with Image.open(source) as gif:
+            for index in range(gif.n_frames):
+                gif.seek(index)
+                gif.load()
     else:
         with demuxer_errors_raised(source):
-            _decode_all(Path(source))
+            _decode_all(source)
     return frames
 
 
@@ -89,16 +85,9 @@ def demuxer_errors_raised(source: str | os.PathLike) -> Iterator[None]:
         raise DamagedError(complaints[0])
 
 
-def _decode_gif(path: Path) -> None:
-    with Image.open(path) as gif:
-        for index in range(gif.n_frames):
-            gif.seek(index)
-            gif.load()
-
-
-def _decode_all(path: Path) -> None:
+def _decode_all(source: str | os.PathLike) -> None:
     packets, end, start = 0, 0, None
-    with open_container(path) as container:
+    with open_container(source) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1  # files are checked in parallel
         for packet in container.demux(stream):

@@ -68,7 +68,9 @@ def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Call
                 raise
             except Exception as error:
                 kind = damaged if isinstance(error, DAMAGE) else MediaError
-                raise kind(f"{named(source)}: {problem} ({reason(error)}); {REPLACE}") from error
+                text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+                reason = re.sub(r"^(\[[\d:]+\] \S+: )+", "", text.splitlines()[0])  # but for decord's clock and file
+                raise kind(f"{named(source)}: {problem} ({reason}); {REPLACE}") from error
 
         return reading
 
@@ -78,9 +80,3 @@ def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Call
 def named(source: Any) -> str:
     """A source as messages name it."""
     return f"{len(source)} images" if isinstance(source, list | tuple) else str(source)
-
-
-def reason(error: BaseException) -> str:
-    """Return what a library's error says, in a line, without decord's clock and source file."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return re.sub(r"^(\[[\d:]+\] \S+: )+", "", text.splitlines()[0])

@@ -12,18 +12,13 @@ from PIL import Image
 class FrameFormat:
     """What becomes of a clip's frames. Frames that have the format already pass unchanged, where ``size`` is a square.
 
-    Attributes:
-        size: Height and width in pixels; HumanOmni's by default.
-        resample: Pillow's filter; 3 is bicubic.
-        colour: To pad frames to squares with; None squashes them.
-        multiple: None, or what each side is to be a multiple of: then frames keep their ratio, about, and ``size`` says
-            how many pixels they have at most. (Qwen's patches.)
+    With ``multiple`` frames keep their ratio, about, and ``size`` says how many pixels they have at most.
     """
 
-    size: tuple[int, int] = (224, 224)
-    resample: int = 3
-    colour: tuple[int, int, int] | None = (127, 127, 127)
-    multiple: int | None = None
+    size: tuple[int, int] = (224, 224)  # height and width in pixels; HumanOmni's by default
+    resample: int = 3  # Pillow's filter; 3 is bicubic
+    colour: tuple[int, int, int] | None = (127, 127, 127)  # to pad frames to squares with; None squashes them
+    multiple: int | None = None  # what each side is to be a multiple of (Qwen's patches)
 
     def apply(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """Frames uint8 ``[H, W, 3]`` each -> uint8 ``[T, *size, 3]``."""

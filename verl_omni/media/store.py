@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import operator
 import os
 import time
 import uuid
@@ -146,11 +147,8 @@ class Store:
     def keep(self, key: str, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
         """Write an entry. A full disk, or a folder that cannot be written, is logged: training needs no cache."""
         media = np.ascontiguousarray(media)
-        about = {
-            "crc32": str(zlib.crc32(media)),
-            "checked": "full" if checked else "",
-            "source": json.dumps(source, default=str),
-        }
+        about = {"crc32": str(zlib.crc32(media)), "checked": "full" if checked else ""}
+        about["source"] = json.dumps(source, default=str)
         path = self.path(key)
         temporary = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
@@ -214,11 +212,9 @@ def store() -> Store | None:
 Call = Callable[..., Any]  # of a function and its arguments
 
 
-def here(function: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
-    return function(*args)
-
-
-def read_frames(source: VideoSource, num_frames: int, frame_format: FrameFormat, call: Call = here) -> np.ndarray:
+def read_frames(
+    source: VideoSource, num_frames: int, frame_format: FrameFormat, call: Call = operator.call
+) -> np.ndarray:
     """Return ``read_video``'s frames as uint8 ``[num_frames, *size, 3]``, from the store if they are there.
 
     Args:
@@ -235,7 +231,7 @@ def decode_frames(source: VideoSource, num_frames: int, frame_format: FrameForma
     return frame_format.apply(read_video(source, num_frames))
 
 
-def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call = here) -> np.ndarray:
+def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call = operator.call) -> np.ndarray:
     """Return ``read_audio``'s float32 ``[samples]``, from the store if they are there; ``call``: see ``read_frames``.
 
     Raises:
