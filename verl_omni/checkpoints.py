@@ -8,10 +8,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def latest(run: str | Path) -> Path:
-    """Return the model directory of a verl run's last checkpoint.
-
-    Args:
-        run: What a recipe calls ``trainer.default_local_dir``.
+    """Return the model directory of the last checkpoint below ``run``, a recipe's ``trainer.default_local_dir``.
 
     Returns:
         ``global_step_N/huggingface`` of supervised fine-tuning, ``global_step_N/actor/huggingface`` of GRPO; the file
@@ -30,9 +27,6 @@ def restore_tracker(run: str | Path) -> None:
 
     verl's GRPO trainer empties the file before it writes to it, the last thing that it does for a checkpoint: the
     newest one with the data loader's state is whole.
-
-    Args:
-        run: What a recipe calls ``trainer.default_local_dir``.
 
     Raises:
         SystemExit: No checkpoint is there to note.

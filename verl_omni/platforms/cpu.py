@@ -7,9 +7,10 @@ reach is adjusted by ``verl_omni.adjustments``.
 import importlib.metadata
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
+from typing import Any
 
 import psutil
 import torch
@@ -43,8 +44,12 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def nothing(*args: object, **kwargs: object) -> None:
-    """What only an accelerator needs: an allocator's cache, IPC handles, streams, a profiler."""
+def always(answer: object) -> Callable[..., Any]:
+    """A function that gives ``answer``, whatever it is called with."""
+    return lambda *args, **kwargs: answer
+
+
+nothing = always(None)  # what only an accelerator needs: an allocator's cache, IPC handles, streams, a profiler
 
 
 def device_module() -> ModuleType:
@@ -69,7 +74,7 @@ def device_module() -> ModuleType:
         max_memory_allocated=peak_resident,
         max_memory_reserved=peak_resident,
         mem_get_info=mem_get_info,
-        get_device_name=lambda device=None: "cpu",
+        get_device_name=always("cpu"),
         manual_seed=torch.manual_seed,
         manual_seed_all=torch.manual_seed,
         get_rng_state=torch.get_rng_state,
@@ -99,44 +104,23 @@ def register_platform(platform_manager: ModuleType) -> None:
         set_device = synchronize = set_allocator_settings = empty_cache = nothing
         profiler_start = profiler_stop = cudart = nothing
         manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
-
-        def is_available(self) -> bool:
-            return True
+        is_available = always(True)
+        current_device = always(torch.device("cpu"))  # an index would mean CUDA to `Tensor.to`
+        device_count = always(1)
+        get_device_capability = always((None, None))
+        communication_backend_name = always("gloo")
+        ray_resource_name = always("GPU")
+        visible_devices_envvar = always("CUDA_VISIBLE_DEVICES")  # what Ray sets for its resource "GPU"
+        ray_noset_envvars = always(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
+        is_ipc_supported = always(False)  # weights go to vLLM through shared memory
+        nvtx_range = always(nullcontext())
 
         def is_platform_available(self, use_smi_check: bool = False) -> bool:
             return is_cpu_only()
 
-        def current_device(self) -> torch.device:
-            return torch.device("cpu")  # an index would mean CUDA to `Tensor.to`
-
-        def device_count(self) -> int:
-            return 1
-
-        def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
-            return None, None
-
-        def communication_backend_name(self) -> str:
-            return "gloo"
-
-        def visible_devices_envvar(self) -> str:
-            return "CUDA_VISIBLE_DEVICES"  # what Ray sets for its resource "GPU"
-
-        def ray_resource_name(self) -> str:
-            return "GPU"
-
-        def ray_noset_envvars(self) -> list[str]:
-            return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
-
-        def is_ipc_supported(self) -> bool:
-            return False  # weights go to vLLM through shared memory
-
         def rollout_env_vars(self) -> dict[str, str]:
             # GiB of key-value cache per replica; by default vLLM takes a share of the machine, which others need.
             return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
-
-        @contextmanager
-        def nvtx_range(self, msg: str) -> Iterator[None]:
-            yield
 
 
 def keep_compiled_kernels_apart(cache_dir_utils: ModuleType) -> None:

@@ -78,27 +78,25 @@ def convert(
     """
     checkpoint, out = Path(checkpoint), unused(out)
     original = read_json(checkpoint / "config.json")
-    dirs = {
-        name: tower_directory(name, given, original)
-        for name, given in zip(TOWER_FLAGS, (vision, audio, bert), strict=True)
-    }
+    given = {"vision": vision, "audio": audio, "bert": bert}
+    dirs = {name: tower_directory(name, path, original) for name, path in given.items()}
     processor = build_processor(checkpoint, dirs, original)
     with reading(checkpoint / "config.json"):
         config = build_config(original, dirs, processor)
         expected = expected_shapes(config)
     weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
     config.original_files = small_json_files(checkpoint)
-    config.original_tensors = {
-        "towers": any(name.startswith(TOWERS) for name in weights),
-        "lm_head": "lm_head.weight" in weights,
-    }
+    has_towers = any(name.startswith(TOWERS) for name in weights)
+    config.original_tensors = {"towers": has_towers, "lm_head": "lm_head.weight" in weights}
     if "model.embed_tokens.weight" not in weights:
         raise ConversionError(f"{checkpoint}: no model.embed_tokens.weight in it: these are not HumanOmni's weights")
     if towers == "directories":
         weights = use_directories(weights, dirs, dtype=weights["model.embed_tokens.weight"].dtype)
-    elif not config.original_tensors["towers"]:
+    elif not has_towers:
         raise ConversionError(f"{checkpoint} has no tower weights: leave --towers checkpoint out")
-    add_unused_head(weights, expected)
+    for name, shape in expected.items():
+        if name.startswith(UNUSED_HEAD) and name not in weights:  # zeros; the original initialises it at random
+            weights[name] = torch.zeros(shape, dtype=weights["model.embed_tokens.weight"].dtype)
     drop_tied_head(weights, config)
     check_tensors(weights, expected, checkpoint)
 
@@ -265,8 +263,8 @@ def vision_config(directory: Path):
 
 
 def build_config(original: dict, dirs: dict[str, Path], processor: HumanOmniProcessor) -> HumanOmniConfig:
-    known = {field.name for field in fields(HumanOmniConfig)} | {"rope_theta", "rope_scaling", "torch_dtype"}
-    known -= {"transformers_version"}
+    known = {field.name for field in fields(HumanOmniConfig)} - {"transformers_version"}
+    known |= {"rope_theta", "rope_scaling", "torch_dtype"}
     return HumanOmniConfig(
         **{name: value for name, value in original.items() if name in known},
         vision_config=vision_config(dirs["vision"]),
@@ -294,7 +292,8 @@ def read_weights(directory: Path) -> Weights:
     weights: Weights = {}
     for file in files:
         with reading(file):
-            tensors = read_file(file)
+            of_pickle = {"map_location": "cpu", "mmap": True, "weights_only": True}
+            tensors = torch.load(file, **of_pickle) if file.suffix == ".bin" else load_file(file)
         if twice := sorted(weights.keys() & tensors.keys()):
             raise ConversionError(f"{file}: tensors that another file of {directory} has, too: {', '.join(twice)}")
         weights |= tensors
@@ -304,12 +303,6 @@ def read_weights(directory: Path) -> Weights:
         if missing:
             raise ConversionError(f"{index} lists tensors that are in no file: {', '.join(missing)}")
     return weights
-
-
-def read_file(file: Path) -> Weights:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
 def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype) -> Weights:
@@ -339,14 +332,6 @@ def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dt
     if unknown := sorted(name for name in weights if not name.startswith(prefix)):
         raise ConversionError(f"{directory}: unexpected tensors {', '.join(unknown)}")
     return {new_prefix + name.removeprefix(prefix): tensor.to(dtype) for name, tensor in weights.items()}
-
-
-def add_unused_head(weights: Weights, expected: dict[str, tuple[int, ...]]) -> None:
-    """Zeros for the head that nothing uses (the original initialises it at random)."""
-    dtype = weights["model.embed_tokens.weight"].dtype
-    for name, shape in expected.items():
-        if name.startswith(UNUSED_HEAD) and name not in weights:
-            weights[name] = torch.zeros(shape, dtype=dtype)
 
 
 def drop_tied_head(weights: Weights, config: HumanOmniConfig) -> None:
