@@ -314,7 +314,12 @@ def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, v
     items = vllm_processor.info.parse_mm_data(data)
     options = {"sampling_rate": 16000} if "audio" in senses else {}  # verl's agent loop adds it
     output = vllm_processor(processor.collapse_placeholders(ids), items, None, hf_processor_mm_kwargs=options)
-    assert output["prompt_token_ids"] == ids
+    assert_same(output, inputs, senses)
+
+
+def assert_same(output, inputs, senses):
+    """vLLM's processed prompt and the trainer's inputs."""
+    assert output["prompt_token_ids"] == inputs["input_ids"][0].tolist()
     if "video" in senses:
         [video] = [item.get_data() for item in output["mm_kwargs"]["video"]]
         assert torch.equal(video["pixel_values_videos"], inputs["pixel_values_videos"])
@@ -322,6 +327,25 @@ def test_vllms_processor_makes_the_trainers_inputs_of_verls_prompts(processor, v
         [sound] = [item.get_data() for item in output["mm_kwargs"]["audio"]]
         heard = inputs["input_features"][0][:, inputs["feature_attention_mask"][0].bool()]
         assert torch.equal(sound["input_audio_features"], heard)
+
+
+@pytest.mark.parametrize("clip", ["landscape.mp4", "square.mp4"])
+def test_a_served_clip_becomes_the_trainers_inputs(processor, vllm_processor, directory, clip, monkeypatch):
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+    import verl_omni.models.vllm_media  # noqa: F401
+    from verl_omni.cli.serve import read_as_trained
+
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "http")  # which the command sets
+    [_, options] = read_as_trained(str(directory))
+    folder = str((GOLDEN / "clips").resolve())
+    connector = MEDIA_CONNECTOR_REGISTRY.load("verl_omni", json.loads(options), allowed_local_media_path=folder)
+    url = f"file://{folder}/{clip}"
+    data = {"video": [connector.fetch_video(url)], "audio": [connector.fetch_audio(url)]}
+    inputs = inputs_of(processor, clip)
+    ids = processor.collapse_placeholders(inputs["input_ids"][0].tolist())
+    output = vllm_processor(ids, vllm_processor.info.parse_mm_data(data), None)
+    assert_same(output, inputs, ("video", "audio"))
 
 
 def test_it_is_loaded_when_such_a_model_is_asked_for(directory):

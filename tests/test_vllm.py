@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from threading import Thread
@@ -284,80 +285,76 @@ def test_a_weight_update_reaches_every_part(engine):
         assert engine.errors([request], outputs, new).max() > 1e-2, part
 
 
-@pytest.fixture
-def server(environment, converted, tmp_path):
+@contextmanager
+def serving(directory, log: Path):
+    """The address of a server of ``directory``, by the command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [
-        *(
-            "-m",
-            "verl_omni",
-            "serve",
-            str(converted),
-            "--max-model-len",
-            "256",
-            "--enforce-eager",
-        ),
+    command = [
+        *(sys.executable, "-m", "verl_omni", "serve", str(directory), "--max-model-len", "256", "--enforce-eager"),
         *("--served-model-name", "tiny", "--port", str(port), "--allowed-local-media-path", str(CLIPS)),
     ]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        for _ in range(120):
+        deadline = time.monotonic() + 300
+        while "startup complete" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(1)
-            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            if "startup complete" in (tmp_path / "log").read_text():
-                break
         yield f"http://127.0.0.1:{port}/v1/chat/completions"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
-def test_vllm_serve_answers_a_chat_with_a_clip(server, converted):
-    # Its sound has 16 kHz: vLLM resamples others itself, and decord's resampler lags behind by a millisecond.
-    url = (CLIPS / "portrait.mp4").resolve().as_uri()
-    content = [
-        {"type": "video_url", "video_url": {"url": url}},
-        {"type": "audio_url", "audio_url": {"url": url}},
-        {"type": "text", "text": SAD},
-    ]
+def ask(server: str, content: list) -> dict:
     body = {
         **{"model": "tiny", "messages": [{"role": "user", "content": content}], "return_token_ids": True},
         **{"max_tokens": 16, "logprobs": True, "temperature": 1.0, "seed": 0, "ignore_eos": True},
     }
     query = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(query, timeout=60) as reply:
-        answer = json.load(reply)
-    request = Request(HumanOmniProcessor.from_pretrained(converted), "portrait.mp4", question=SAD)
-    assert answer["prompt_token_ids"] == request.hf["input_ids"][0].tolist()
-    [choice] = answer["choices"]
-    model = HumanOmniQwen2ForCausalLM.from_pretrained(converted, dtype=torch.float32).eval()
-    expected = request.logprobs(model, choice["token_ids"])
-    found = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-    assert [row[token].item() for row, token in zip(expected, choice["token_ids"], strict=True)] == pytest.approx(
-        found, abs=1e-3
-    )
-
-    # Bytes on which the decoder aborts cost their own request, not the server.
-    killer = base64.b64encode(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes())).decode()
-    content[0] = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{killer}"}}
-    assert "the decoder crashes" in refused(server, content)
-    with urllib.request.urlopen(query, timeout=60) as reply:
-        assert json.load(reply)["prompt_token_ids"] == answer["prompt_token_ids"]
-
-    # Closed unless opened: reached from this machine alone, and fetching nothing, not even from it.
-    address = urllib.parse.urlsplit(server)
-    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", address.port), timeout=5):
-        pass
-    content[0] = {"type": "video_url", "video_url": {"url": f"http://{address.netloc}/health"}}
-    assert "none.invalid" in refused(server, content)
+        return json.load(reply)
 
 
 def refused(server: str, content: list) -> str:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
-    query = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(query, timeout=60)
+        ask(server, content)
     return error.value.read().decode()
+
+
+def check_served(server: str, request: Request, model, clip: str, question: str) -> dict:
+    """A clip's answer over HTTP has the log-probabilities of the transformers model, fed as ``evaluate`` does."""
+    path = (CLIPS / clip).resolve()
+    data = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    for url in (path.as_uri(), data):
+        media = [{"type": f"{sense}_url", f"{sense}_url": {"url": url}} for sense in ("video", "audio")]
+        answer = ask(server, [*media, {"type": "text", "text": question}])
+        assert answer["prompt_token_ids"] == request.hf["input_ids"][0].tolist()
+        [choice] = answer["choices"]
+        expected = request.logprobs(model, choice["token_ids"])
+        found = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+        exact = [row[token].item() for row, token in zip(expected, choice["token_ids"], strict=True)]
+        assert found == pytest.approx(exact, abs=1e-3)
+    return answer
+
+
+def test_vllm_serve_answers_a_chat_with_a_clip(environment, converted, tmp_path):
+    request = Request(HumanOmniProcessor.from_pretrained(converted), "landscape.mp4", question=SAD)
+    model = HumanOmniQwen2ForCausalLM.from_pretrained(converted, dtype=torch.float32).eval()
+    with serving(converted, tmp_path / "log") as server:
+        before = check_served(server, request, model, "landscape.mp4", SAD)
+
+        # Bytes on which the decoder aborts cost their own request, not the server.
+        killer = base64.b64encode(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes())).decode()
+        content = [{"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{killer}"}}]
+        assert "the decoder crashes" in refused(server, content)
+        assert check_served(server, request, model, "landscape.mp4", SAD)["choices"] == before["choices"]
+
+        # Closed unless opened: reached from this machine alone, and fetching nothing, not even from it.
+        address = urllib.parse.urlsplit(server)
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", address.port), timeout=5):
+            pass
+        content = [{"type": "video_url", "video_url": {"url": f"http://{address.netloc}/health"}}]
+        assert "none.invalid" in refused(server, content)

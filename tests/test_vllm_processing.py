@@ -1,5 +1,7 @@
 """HumanOmni's multimodal processor in vLLM: prompts and media in every accepted form, without an engine."""
 
+import asyncio
+import base64
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -10,10 +12,12 @@ from PIL import Image
 from transformers import AutoConfig
 
 from verl_omni.media import read_audio, read_video
+from verl_omni.media.resize import FrameFormat
 
 pytest.importorskip("vllm")
 from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from verl_omni import plugin  # before vLLM: on a CPU it answers for the distribution `vllm`
 from verl_omni.adjustments.vllm_placeholders_without_media import reject_placeholders_without_media
@@ -180,18 +184,22 @@ def test_frames_the_model_does_not_take_are_errors(hf, vllm, frames):
         process(vllm, prompt(hf, "v"), video=[frames.astype(np.float32)])
 
 
-@pytest.mark.parametrize("clip", ["landscape.mp4", "clip.gif"])
-def test_served_files_are_decoded_by_the_loader_the_directory_names(directory, vllm, clip):
-    from vllm.multimodal.media import MediaWithBytes, VideoMediaIO
-    from vllm.multimodal.media.image import ImageMediaIO
-    from vllm.multimodal.video import get_video_loader_backend_for_processor
-    from vllm.transformers_utils.processor import get_video_processor_cls_name_from_config
+@pytest.mark.parametrize("clip", ["landscape.mp4", "clip.gif", "speech1.wav"])
+def test_a_server_reads_files_and_data_as_the_datasets_do(clip):
+    import verl_omni.models.vllm_media  # noqa: F401
 
-    backend = get_video_loader_backend_for_processor(get_video_processor_cls_name_from_config(str(directory)))
-    kwargs = vllm.info.ctx.get_mm_config().media_io_kwargs["video"]
-    video = VideoMediaIO(ImageMediaIO(), video_backend=backend, **kwargs).load_file(CLIPS / clip)
-    decoded, metadata = video.media if isinstance(video, MediaWithBytes) else video
-    assert np.array_equal(decoded, read_video(CLIPS / clip, 8)) and metadata == {}
+    format_ = {"size": (112, 112), "multiple": 28}
+    connector = MEDIA_CONNECTOR_REGISTRY.load(
+        "verl_omni", {"video": {"num_frames": 4, "frame_format": format_}}, allowed_local_media_path=str(CLIPS)
+    )
+    path = (CLIPS / clip).resolve()
+    for url in (path.as_uri(), f"data:;base64,{base64.b64encode(path.read_bytes()).decode()}"):
+        if not clip.endswith(".wav"):
+            frames, metadata = connector.fetch_video(url)
+            assert metadata == {} and np.array_equal(frames, FrameFormat(**format_).apply(read_video(path, 4)))
+        if not clip.endswith(".gif"):
+            wave, rate = asyncio.run(connector.fetch_audio_async(url))
+            assert rate == 16000 and np.array_equal(wave, read_audio(path))
 
 
 def test_placeholders_without_media_are_refused_where_vllm_imports_its_errors_elsewhere(directory):

@@ -15,7 +15,7 @@ COMMANDS = {
     "check": "check that every media file of a rows file decodes",
     "evaluate": "answer every row with vLLM and measure WAR and UAR",
     "infer": "think and answer for one clip",
-    "serve": "`vllm serve` with HumanOmni, also where vLLM is the CPU build",
+    "serve": "`vllm serve` that reads clips as in training, also where vLLM is the CPU build",
     "report": "one HTML page from evaluation results and training logs",
 }
 

@@ -143,11 +143,13 @@ def register_vllm() -> None:
     end_with_parent()
     from vllm import ModelRegistry
 
-    import verl_omni.models.qwen2_5_omni  # noqa: F401
+    import verl_omni.models.qwen2_5_omni
 
     ModelRegistry.register_model(
         "HumanOmniQwen2ForCausalLM", "verl_omni.models.humanomni.vllm_model:HumanOmniQwen2ForCausalLM"
     )
+    if os.environ.get("VLLM_MEDIA_CONNECTOR") == "verl_omni":
+        import verl_omni.models.vllm_media  # noqa: F401
 
 
 register()

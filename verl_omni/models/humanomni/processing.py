@@ -1,6 +1,5 @@
 """Processor of HumanOmni: chat, frames and sound -> the model's inputs."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from .configuration import audio_tokens, video_tokens
 VIDEO_TOKEN, AUDIO_TOKEN = "<|humanomni_video|>", "<|humanomni_audio|>"
 # What the original's GRPO puts before a video: the Qwen2-VL template's own tags, in addition to HumanOmni's.
 GRPO_PREFIX = "<|vision_start|><|video_pad|><|vision_end|>"
-VIDEO_PROCESSOR_TYPE = "HumanOmniVideoProcessor"  # a name alone: vLLM's loader of frames is registered under it
 PROMPT_STYLES, ASPECT_RATIOS = ("infer", "grpo"), ("pad", "squash")
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
@@ -145,13 +143,6 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
         if waves:
             data["input_features"] = torch.cat([self.process_wave(wave, sampling_rate) for wave in waves])
         return BatchFeature(data, tensor_type=return_tensors)
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> list[str]:
-        """As transformers', plus the file in which vLLM looks up its video loader."""
-        files = super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / "preprocessor_config.json"
-        path.write_text(json.dumps({"video_processor_type": VIDEO_PROCESSOR_TYPE}) + "\n")
-        return [*files, str(path)]
 
     def style_prompt(self, prompt: str, prompt_style: str | None = None) -> str:
         """``prompt`` in the wanted style, whichever style it is in."""

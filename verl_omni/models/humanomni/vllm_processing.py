@@ -7,7 +7,6 @@ items and encoder outputs; a question that travelled any other way would get the
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,6 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdate,
 )
-from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
-
-from verl_omni.media import read_video
-from verl_omni.media.child import Children
 
 from .configuration import HumanOmniConfig
 from .processing import HumanOmniProcessor, question_of
@@ -56,12 +51,6 @@ class HumanOmniDataParser(MultiModalDataParser):
 
 
 class HumanOmniProcessingInfo(BaseProcessingInfo):
-    def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)
-        # Served files are decoded before they reach the processor: tell vLLM's media loader how many frames to take.
-        video_io = ctx.get_mm_config().media_io_kwargs.setdefault("video", {})
-        video_io.setdefault("num_frames", self.get_hf_config().num_frames)
-
     def get_hf_config(self) -> HumanOmniConfig:
         return self.ctx.get_hf_config(HumanOmniConfig)
 
@@ -176,7 +165,10 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
         names = list((inputs.mm_uuid_items or {}).get("video", []))
         for index, (frames, metadata) in enumerate(videos.data):
             if len(frames) != frames_wanted:
-                raise ValueError(f"Video {index} has {len(frames)} frames; this model takes {frames_wanted}.")
+                raise ValueError(
+                    f"Video {index} has {len(frames)} frames; this model takes {frames_wanted}. Of files "
+                    "that a request names, `python -m verl_omni serve` takes as many, and those of training."
+                )
             metadata = metadata or {"instruction": question}
             videos.data[index] = (frames, metadata)
             if names and names[index] is not None:
@@ -233,25 +225,3 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
                 ("audio", config.audio_token_id, config.num_audio_tokens),
             )
         ]
-
-
-@VIDEO_LOADER_REGISTRY.register("humanomni", video_processor="HumanOmniVideoProcessor")
-class HumanOmniVideoLoader(VideoLoader):
-    """Decodes a served file to the frames HumanOmni was trained on, in a child: damage kills that, not the server.
-
-    vLLM chooses it by ``"video_processor_type"`` in the model directory's ``preprocessor_config.json``.
-    """
-
-    children = Children()
-
-    @classmethod
-    def load_bytes(cls, data: bytes, num_frames: int, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Decode ``num_frames`` frames ``[num_frames, H, W, 3]`` of a video or gif file.
-
-        Raises:
-            verl_omni.media.MediaError: the file does not decode, or kills the decoder.
-        """
-        with NamedTemporaryFile(suffix=".gif" if data.startswith(b"GIF8") else ".mp4") as file:
-            file.write(data)
-            file.flush()
-            return cls.children.call(read_video, file.name, num_frames), {}
