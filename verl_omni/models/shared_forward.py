@@ -1,6 +1,6 @@
 """A forward in which prompts are computed once per group, and logits left out where nobody reads them."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,16 +9,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from verl_omni.media.cache import enabled
 
 from .log_probs import BACKEND, log_probs_where_read, where_read
-from .sharing import can_share, common_prefixes, media_of_rows, rows_of, share_prompts
+from .sharing import Media, can_share, common_prefixes, media_of_rows, rows_of, share_prompts
 
 
 class SharedForward:
     """For a causal model of any family, which says what its media are, and takes ``shared_prompts=``."""
 
-    def media_items(
-        self, input_ids: torch.Tensor, **media: torch.Tensor | None
-    ) -> Iterable[tuple[Hashable, torch.Tensor, list[Hashable]]]:
-        """The batch's media, as ``sharing.media_of_rows`` takes them."""
+    def media_of(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterable[Media]:
+        """The batch's media, and the placeholders of those that it lacks."""
         raise NotImplementedError
 
     def forward_plain(self, **inputs: Any) -> CausalLMOutputWithPast:
@@ -50,7 +48,7 @@ class SharedForward:
         if not share and temperature is None:
             return self.forward_plain(**inputs, **media, **kwargs)
         rows = rows_of(**inputs)
-        names, ends = media_of_rows(rows, input_ids.numel(), self.media_items(input_ids, **media))
+        names, ends = media_of_rows(rows, input_ids.numel(), self.media_of(input_ids, **media))
         names = names if share else [None] * len(rows)
         leaders, common = common_prefixes(rows, input_ids, inputs["position_ids"], names)
         kwargs["shared_prompts"] = share_prompts(rows, leaders, common, input_ids.numel())

@@ -5,7 +5,7 @@ itself. Logits and gradients are those of the plain forward. Independent of the 
 whose attention is ``sdpa`` or ``flash_attention_*`` takes ``shared_prompts=`` like any other keyword of attention.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import accumulate
@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .tower_outputs import features_once
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,64 @@ def rows_of(
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-def media_of_rows(
-    rows: torch.Tensor, tokens: int, items: Iterable[tuple[Hashable, torch.Tensor, list[Hashable]]]
-) -> tuple[list[tuple | None], list[int]]:
+@dataclass(frozen=True)
+class Media:
+    """Videos, or sounds, of a batch.
+
+    Attributes:
+        kind: the argument of the model's forward that they come in.
+        places: ``[tokens]`` where in the flattened batch their placeholders stand.
+        lengths: tokens of each.
+        names: what tells them apart.
+        encode: indices of some -> their features, ``[tokens, H]`` or ``[some, tokens, H]``.
+        tower: the frozen tower that ``encode`` runs, if nothing else does the encoding.
+
+    Raises:
+        ValueError: another number of placeholders than of features.
+    """
+
+    kind: str
+    places: torch.Tensor
+    lengths: Sequence[int] = ()
+    names: Sequence[Hashable] = ()
+    encode: Callable[[list[int]], torch.Tensor] | None = None
+    tower: torch.nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.places) != sum(self.lengths):
+            raise ValueError(
+                f"{self.kind}: {sum(self.lengths)} features but {len(self.places)} placeholders in input_ids. The "
+                "prompt was cut (raise its maximum length), or it and the media come from different samples"
+            )
+
+    def put_into(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Token embeddings ``[B, L, H]`` with the features, of equal items computed once, at their placeholders."""
+        if not self.names:
+            return embeddings
+
+        def encode(some: list[int]) -> Sequence[torch.Tensor]:
+            return self.encode(some).flatten(0, -2).split([self.lengths[index] for index in some])
+
+        features = torch.cat(features_once(self.names, encode, self.tower)).to(embeddings.dtype)
+        return embeddings.flatten(0, 1).index_put((self.places,), features).view_as(embeddings)
+
+
+def media_of_rows(rows: torch.Tensor, tokens: int, batch: Iterable[Media]) -> tuple[list[tuple | None], list[int]]:
     """What each of ``rows_of``'s sequences shows (None: nothing), and how many of its tokens go to its media's end.
 
     Args:
         tokens: of the flattened batch.
-        items: a kind of media, where in the flattened batch the last placeholder of each stands, and their names.
+        batch: its media.
     """
     clips: list[tuple] = [()] * len(rows)
     ends = [0] * len(rows)
     rank, owner = rows.new_zeros(2, tokens)
     row, place = (rows >= 0).nonzero(as_tuple=True)
     rank[rows[row, place]], owner[rows[row, place]] = place, row
-    for kind, last, names in items:
-        for row, end, name in zip(owner[last].tolist(), rank[last].tolist(), names, strict=False):
-            clips[row] += (kind, name)
+    for media in batch:
+        last = media.places[[end - 1 for end in accumulate(media.lengths)]]
+        for row, end, name in zip(owner[last].tolist(), rank[last].tolist(), media.names, strict=True):
+            clips[row] += (media.kind, name)
             ends[row] = max(ends[row], end + 1)
     return [clip or None for clip in clips], ends
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from verl_omni.media.cache import ContentCache
+from verl_omni.media.cache import ContentCache, enabled
 
 # On the towers' device, in each process. A full-size clip with sound is 6.2 MB in bfloat16.
 TOWER_OUTPUTS = ContentCache(max_bytes=512 * 2**20)
@@ -24,38 +24,49 @@ FINGERPRINTS = WeakTensorKeyDictionary()  # tensor -> (its version, ``fingerprin
 ROW = 2048  # words of 8 bytes that are hashed at a time
 
 
-def encode_once(
-    tower: nn.Module,
+def features_once(
+    names: Sequence[Hashable],
     encode: Callable[[list[int]], Sequence[torch.Tensor]],
-    skip: Callable[[], object],
-    clips: list[Hashable],
-    device: torch.device,
+    tower: nn.Module | None = None,
+    skip: Callable[[], object] = lambda: None,
 ) -> list[torch.Tensor]:
-    """A frozen tower's output for each of ``clips``, of which only those that are not kept yet are computed.
+    """Features of each item of a batch; of items with one name, those of one.
 
     Args:
-        encode: indices of clips -> what the tower makes of each; called at most once.
-        skip: called in its place if all are kept, since other ranks may not have them.
+        names: what tells items apart, see ``fingerprints``.
+        encode: indices of items -> the features of each; called at most once.
+        tower: the frozen tower that ``encode`` runs, and nothing else: its outputs are kept across passes.
+        skip: called in place of ``encode`` if all are kept, since other ranks may not have them.
     """
+    if not enabled():
+        return list(encode(list(range(len(names)))))
+    keys = names if tower is None else keys_of(tower, names)
+    known = {key: None if tower is None else TOWER_OUTPUTS.find(key) for key in keys}
+    missing = {key: index for index, key in enumerate(keys) if known[key] is None}
+    if not missing:
+        skip()
+    elif tower is None:
+        known.update(zip(missing, encode(list(missing.values())), strict=True))
+    else:
+        encoded = [output.clone() for output in encode(list(missing.values()))]
+        known.update(zip(missing, encoded, strict=True))
+        if not any(output.is_inference() for output in encoded):  # it could not take part in training later
+            for key, output in zip(missing, encoded, strict=True):
+                TOWER_OUTPUTS.get(key, lambda output=output: output)
+    return [known[key] for key in keys]
+
+
+def keys_of(tower: nn.Module, names: Sequence[Hashable]) -> list[Hashable]:
+    """Under which a frozen tower's outputs are kept, for what becomes of them in this pass."""
+    device = next(tower.parameters()).device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    keys = [(weights_fingerprint(tower), device, autocast, clip) for clip in clips]
+    keys: list[Hashable] = [(weights_fingerprint(tower), device, autocast, name) for name in names]
     if torch.is_grad_enabled():
         TRAINED.update(keys)
-    known = {key: TOWER_OUTPUTS.find(key) for key in keys}
-    missing = {key: index for index, key in enumerate(keys) if known[key] is None}
-    fresh: dict[Hashable, torch.Tensor] = {}
-    if missing:
-        encoded = encode(list(missing.values()))
-        fresh = {key: output.clone() for key, output in zip(missing, encoded, strict=True)}
-    else:
-        skip()
-    outputs = [fresh.get(key, known[key]) for key in keys]
-    if not any(output.is_inference() for output in outputs):  # such a tensor could not take part in training later
-        for key, output in fresh.items():
-            TOWER_OUTPUTS.get(key, lambda output=output: output)
-    return outputs
+    return keys
 
 
+# Of all optimizers: neither verl nor torch tells a model of its own. Where no tower's outputs are kept it does nothing.
 @register_optimizer_step_post_hook
 def drop_trained(*_: object) -> None:
     """After the update that a clip was for, nothing reads its outputs."""
@@ -64,7 +75,7 @@ def drop_trained(*_: object) -> None:
 
 
 def watch_weights(tower: nn.Module) -> None:
-    """Prepare a frozen tower for ``encode_once``: it is to know when weights are loaded."""
+    """Prepare a frozen tower for ``features_once``: it is to know when weights are loaded."""
     forget_fingerprint(tower)
     tower.register_load_state_dict_post_hook(forget_fingerprint)
 
@@ -85,21 +96,14 @@ def weights_fingerprint(tower: nn.Module) -> Hashable:
     return tower.content[1]
 
 
-def distinct(keys: list[Hashable]) -> tuple[list[int], list[int]]:
-    """Index of each distinct key's first occurrence, and for each key which of those is its own."""
-    first: dict[Hashable, int] = {}
-    for index, key in enumerate(keys):
-        first.setdefault(key, index)
-    place = {key: number for number, key in enumerate(first)}
-    return list(first.values()), [place[key] for key in keys]
-
-
 def fingerprints(items: torch.Tensor, sizes: list[int] | None = None) -> list[Hashable]:
     """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers.
 
     Args:
         sizes: of the items along the first dimension, if it is not one each.
     """
+    if not enabled():
+        return list(range(len(items if sizes is None else sizes)))
     version = None if items.is_inference() else items._version  # that one does not say whether it was changed
     known, names = FINGERPRINTS.get(items, (None, []))
     if version is None or version != known:

@@ -1,6 +1,6 @@
 """HumanOmni for transformers: Qwen2 whose placeholder embeddings are replaced by video and audio features."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -9,11 +9,11 @@ from transformers.generation import LogitsProcessorList, RepetitionPenaltyLogits
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from verl_omni.models.shared_forward import SharedForward
-from verl_omni.models.sharing import SharedPrompts, decode_shared
-from verl_omni.models.tower_outputs import fingerprints
+from verl_omni.models.sharing import Media, SharedPrompts, decode_shared
+from verl_omni.models.tower_outputs import features_once, fingerprints, watch_weights
 
 from .configuration import HumanOmniConfig
-from .shared_towers import SharedTowers
+from .towers import HumanOmniTowers
 
 MEDIA_INPUTS = ("pixel_values", "bert_input_ids", "bert_attention_mask", "input_features")
 
@@ -28,31 +28,22 @@ def placeholder_positions(input_ids: torch.Tensor, token_id: int, length: int) -
     return positions[(torch.bincount(run) % length == 0)[run]]
 
 
-def place_features(
-    embeddings: torch.Tensor,
-    input_ids: torch.Tensor,
-    token_id: int,
-    features: torch.Tensor | None,
-    length: int,
-    name: str,
-) -> torch.Tensor:
-    """Put ``features [M, length, H]`` at the placeholders of ``embeddings [B, L, H]``, in order.
+class SharedTowers(HumanOmniTowers):
+    """``HumanOmniTowers`` that work once for all samples of a clip: see ``models.tower_outputs``."""
 
-    Raises:
-        ValueError: the prompts' placeholders and the features do not match.
-    """
-    positions = placeholder_positions(input_ids, token_id, length)
-    count = 0 if features is None else features.shape[0] * length
-    if len(positions) != count:
-        raise ValueError(
-            f"{name}: {count} features but {len(positions)} placeholders (id {token_id}) in runs of {length}, out of "
-            f"{int((input_ids == token_id).sum())} in input_ids of shape {tuple(input_ids.shape)}. The prompt was cut "
-            "(raise its maximum length), or it and the media come from different samples"
-        )
-    if features is None:
-        return embeddings
-    values = features.flatten(0, 1).to(embeddings.dtype)
-    return embeddings.flatten(0, 1).index_put((positions,), values).view_as(embeddings)
+    def init_towers(self, config: HumanOmniConfig) -> None:
+        super().init_towers(config)
+        for tower in (self.vision_tower, self.audio_tower):
+            watch_weights(tower)
+
+    def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.once(super().encode_video, pixel_values, self.vision_tower, self.skip_video)
+
+    def encode_audio(self, input_features: torch.Tensor) -> torch.Tensor:
+        return self.once(super().encode_audio, input_features, self.audio_tower, self.skip_audio)
+
+    def once(self, encode: Callable, items: torch.Tensor, tower: nn.Module, skip: Callable) -> torch.Tensor:
+        return torch.stack(features_once(fingerprints(items), lambda some: encode(items[some]), tower, skip))
 
 
 class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
@@ -69,17 +60,14 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        bert_input_ids: torch.LongTensor | None = None,
-        bert_attention_mask: torch.Tensor | None = None,
-        input_features: torch.FloatTensor | None = None,
         shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """See :meth:``HumanOmniQwen2ForCausalLM.forward``."""
+        media = {name: kwargs.pop(name, None) for name in MEDIA_INPUTS}
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, pixel_values, bert_input_ids, bert_attention_mask, input_features)
-        elif pixel_values is not None or input_features is not None:
+            inputs_embeds = self.embed(input_ids, **media)
+        elif any(values is not None for values in media.values()):
             raise ValueError("pass media with input_ids: inputs_embeds have no placeholders to put features at")
         if shared_prompts is not None:
             return decode_shared(super().forward, inputs_embeds, position_ids, shared_prompts, **kwargs)
@@ -87,59 +75,50 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
             attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
 
-    def embed(
-        self,
-        input_ids: torch.LongTensor,
-        pixel_values: torch.FloatTensor | None = None,
-        bert_input_ids: torch.LongTensor | None = None,
-        bert_attention_mask: torch.Tensor | None = None,
-        input_features: torch.FloatTensor | None = None,
-    ) -> torch.Tensor:
+    def embed(self, input_ids: torch.LongTensor, **media: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings ``[B, L, H]`` with the media's features in place."""
         embeddings = self.embed_tokens(input_ids)
         # See the stand-ins: gradients matter in training, calls wherever ranks compute together.
-        config, stand_in = self.config, self.training or torch.distributed.is_initialized()
-        video = audio = None
-        if pixel_values is not None:
-            video = self.get_video_features(pixel_values, bert_input_ids, bert_attention_mask)
-        elif stand_in:
-            embeddings = embeddings + self.zero_video()
-        if input_features is not None:
-            audio = self.get_audio_features(input_features)
-        elif stand_in:
-            embeddings = embeddings + self.zero_audio()
-        for name, token_id, features, length in (
-            ("pixel_values", config.video_token_id, video, config.num_video_tokens),
-            ("input_features", config.audio_token_id, audio, config.num_audio_tokens),
-        ):
-            length = length if features is None else features.shape[1]
-            embeddings = place_features(embeddings, input_ids, token_id, features, length, name)
+        stand_in = self.training or torch.distributed.is_initialized()
+        for found, zero in zip(self.media_of(input_ids, **media), (self.zero_video, self.zero_audio), strict=True):
+            if stand_in and not found.names:
+                embeddings = embeddings + zero()
+            embeddings = found.put_into(embeddings)
         return embeddings
 
-    def media_items(
+    def media_of(
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
         bert_input_ids: torch.Tensor | None,
         bert_attention_mask: torch.Tensor | None,
         input_features: torch.Tensor | None,
-    ) -> Iterator[tuple[int, torch.Tensor, list]]:
+    ) -> Iterator[Media]:
         """See ``SharedForward``."""
-        if pixel_values is not None:
-            length = self.tokens_of(pixel_values)
+        config, length = self.config, self.config.num_video_tokens
+        if pixel_values is None:
+            yield Media("pixel_values", placeholder_positions(input_ids, config.video_token_id, length))
+        else:
+            length = length // config.num_frames * pixel_values.shape[1]
+            places = placeholder_positions(input_ids, config.video_token_id, length)
+            inputs = (pixel_values, bert_input_ids, bert_attention_mask)
             # A question changes what is seen.
             questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
             names = list(zip(fingerprints(pixel_values), questions, strict=True))
-            token_id = self.config.video_token_id
-            yield token_id, placeholder_positions(input_ids, token_id, length)[length - 1 :: length], names
-        if input_features is not None:
-            token_id, length = self.config.audio_token_id, self.config.num_audio_tokens
-            last = placeholder_positions(input_ids, token_id, length)[length - 1 :: length]
-            yield token_id, last, fingerprints(input_features)
-
-    def tokens_of(self, pixel_values: torch.Tensor) -> int:
-        """Tokens of each video of ``[V, T, 3, S, S]``."""
-        return self.config.num_video_tokens // self.config.num_frames * pixel_values.shape[1]
+            yield Media(
+                *("pixel_values", places, [length] * len(names), names),
+                lambda some: self.get_video_features(*(values[some] for values in inputs)),
+            )
+        length = config.num_audio_tokens
+        places = placeholder_positions(input_ids, config.audio_token_id, length)
+        if input_features is None:
+            yield Media("input_features", places)
+        else:
+            names = fingerprints(input_features)
+            yield Media(
+                *("input_features", places, [length] * len(names), names),
+                lambda some: self.get_audio_features(input_features[some]),
+            )
 
 
 class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
@@ -195,17 +174,13 @@ class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
         Raises:
             ValueError: placeholders and media do not match.
         """
-        media = {
-            "pixel_values": pixel_values,
-            "bert_input_ids": bert_input_ids,
-            "bert_attention_mask": bert_attention_mask,
-            "input_features": input_features,
-        }
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        media = (pixel_values, bert_input_ids, bert_attention_mask, input_features)
+        media = dict(zip(MEDIA_INPUTS, media, strict=True))
         return self.forward_shared(inputs, media, temperature, shift_labels, **kwargs)
 
-    def media_items(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[tuple]:
-        return self.model.media_items(input_ids, **media)
+    def media_of(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[Media]:
+        return self.model.media_of(input_ids, **media)
 
     def forward_plain(self, **inputs) -> CausalLMOutputWithPast:
         return super().forward(**inputs)

@@ -1,7 +1,6 @@
 """Qwen2.5-Omni for the trainer: upstream's thinker, unmodified, with its towers and prompts computed once per group."""
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -10,10 +9,9 @@ from transformers import GenerationMixin, Qwen2_5OmniConfig, Qwen2_5OmniThinkerF
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPreTrainedModel
 
-from verl_omni.media.cache import enabled
 from verl_omni.models.shared_forward import SharedForward
-from verl_omni.models.sharing import SharedPrompts, decode_shared
-from verl_omni.models.tower_outputs import distinct, encode_once, fingerprints, watch_weights
+from verl_omni.models.sharing import Media, SharedPrompts, decode_shared
+from verl_omni.models.tower_outputs import fingerprints, watch_weights
 
 MEDIA_INPUTS = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
 
@@ -126,15 +124,15 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        media = [kwargs.pop(name) for name in MEDIA_INPUTS]
+        media = {name: kwargs.pop(name) for name in MEDIA_INPUTS}
         embeddings = self.get_input_embeddings()(input_ids)
         if self.train_towers and self.training:
             # Ranks must agree on which parameters have a gradient, also where one has no sound or no video. What FSDP
             # shards by itself (embeddings that no input reaches) has none on any.
             used = (p for tower in self.towers for p in tower.parameters() if not isinstance(p, DTensor))
             embeddings = embeddings + 0.0 * sum(parameter.flatten()[0] for parameter in used)
-        for kind in self.kinds(*media):
-            embeddings = place_features(embeddings, input_ids, kind, self.features(kind))
+        for batch in self.media_of(input_ids, **media):
+            embeddings = batch.put_into(embeddings)
         decode = self.thinker.model
         if shared_prompts is not None:
             return decode_shared(decode, embeddings, position_ids, shared_prompts, **kwargs).last_hidden_state
@@ -142,93 +140,39 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         ).last_hidden_state
 
-    def kinds(
+    def media_of(
         self,
-        patches: torch.Tensor | None,
-        grids: torch.Tensor | None,
-        mels: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> Iterator["Kind"]:
-        """The batch's videos, and its sounds."""
-        thinker, config = self.thinker, self.config.thinker_config
-        video, sound = Kind(config.video_token_id, thinker.visual), Kind(config.audio_token_id, thinker.audio_tower)
-        if patches is not None:
-            sizes = grids.prod(-1).tolist()
-            video.lengths = [size // thinker.spatial_merge_size**2 for size in sizes]
-            video.names = list(zip(map(tuple, grids.tolist()), fingerprints(patches, sizes), strict=True))
-            videos = patches.split(sizes)
-            video.encode = lambda chosen: (
-                thinker.get_video_features(torch.cat([videos[index] for index in chosen]), grids[chosen]).pooler_output
-            )
-        if mels is not None:
-            frames = mask.sum(-1)
-            sound.lengths = thinker.audio_tower._get_feat_extract_output_lengths(frames)[1].tolist()
-            sound.names = list(zip(frames.tolist(), fingerprints(mels), strict=True))
-            sound.encode = lambda chosen: thinker.get_audio_features(mels[chosen], mask[chosen]).last_hidden_state
-        yield from (video, sound)
-
-    def features(self, kind: "Kind") -> torch.Tensor | None:
-        """``[tokens, H]`` of a batch's items: each distinct one encoded once, by a frozen tower also across passes."""
-        if not kind.names:
-            return None
-        if not enabled():
-            return kind.encode(list(range(len(kind.names))))
-        first, inverse = distinct(kind.names)
-
-        def encode(chosen: list[int]) -> tuple[torch.Tensor, ...]:
-            items = [first[index] for index in chosen]
-            return kind.encode(items).split([kind.lengths[item] for item in items])
-
-        if self.train_towers:
-            outputs = encode(list(range(len(first))))
-        else:
-            names, device = [kind.names[item] for item in first], self.thinker.lm_head.weight.device
-            outputs = encode_once(kind.tower, encode, lambda: None, names, device)
-        return torch.cat([outputs[index] for index in inverse])
-
-    def media_items(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[tuple]:
+        input_ids: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None,
+        video_grid_thw: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        feature_attention_mask: torch.Tensor | None,
+    ) -> Iterator[Media]:
         """See ``SharedForward``."""
-        for kind in self.kinds(*media.values()):
-            if kind.names:
-                last = torch.tensor(kind.lengths).cumsum(0).to(input_ids.device) - 1
-                yield kind.token_id, placeholders(input_ids, kind.token_id)[last], kind.names
-
-
-@dataclass
-class Kind:
-    """Videos or sounds of a batch.
-
-    Attributes:
-        token_id: their placeholder.
-        tower: what encodes them.
-        lengths: tokens of each.
-        names: what tells them apart.
-        encode: indices of some -> their features, ``[tokens, H]``.
-    """
-
-    token_id: int
-    tower: nn.Module
-    lengths: list[int] = field(default_factory=list)
-    names: list[Hashable] = field(default_factory=list)
-    encode: Callable[[list[int]], torch.Tensor] | None = None
-
-
-def placeholders(input_ids: torch.Tensor, token_id: int) -> torch.Tensor:
-    """Where in the flattened batch they stand."""
-    return (input_ids.flatten() == token_id).nonzero().squeeze(1)
-
-
-def place_features(
-    embeddings: torch.Tensor, input_ids: torch.Tensor, kind: Kind, features: torch.Tensor | None
-) -> torch.Tensor:
-    """Put ``features [tokens, H]`` at the placeholders of ``embeddings [B, L, H]``, in order."""
-    positions = placeholders(input_ids, kind.token_id)
-    if len(positions) != sum(kind.lengths):
-        raise ValueError(
-            f"{sum(kind.lengths)} features, and {len(positions)} placeholders (id {kind.token_id}) in input_ids of "
-            f"shape {tuple(input_ids.shape)}. The prompt was cut (raise its maximum length), or it and the media come "
-            "from different samples"
-        )
-    if features is None:
-        return embeddings
-    return embeddings.flatten(0, 1).index_put((positions,), features.to(embeddings.dtype)).view_as(embeddings)
+        thinker, config, ids = self.thinker, self.config.thinker_config, input_ids.flatten()
+        places = [(ids == token).nonzero().squeeze(1) for token in (config.video_token_id, config.audio_token_id)]
+        frozen = (None, None) if self.train_towers else self.towers
+        if pixel_values_videos is None:
+            yield Media("pixel_values_videos", places[0])
+        else:
+            grids, sizes = video_grid_thw, video_grid_thw.prod(-1).tolist()
+            videos = pixel_values_videos.split(sizes)
+            yield Media(
+                *("pixel_values_videos", places[0], [size // thinker.spatial_merge_size**2 for size in sizes]),
+                list(zip(map(tuple, grids.tolist()), fingerprints(pixel_values_videos, sizes), strict=True)),
+                lambda some: (
+                    thinker.get_video_features(torch.cat([videos[index] for index in some]), grids[some]).pooler_output
+                ),
+                frozen[0],
+            )
+        if input_features is None:
+            yield Media("input_features", places[1])
+        else:
+            mels, mask, frames = input_features, feature_attention_mask, feature_attention_mask.sum(-1)
+            yield Media(
+                *("input_features", places[1]),
+                thinker.audio_tower._get_feat_extract_output_lengths(frames)[1].tolist(),
+                list(zip(frames.tolist(), fingerprints(mels), strict=True)),
+                lambda some: thinker.get_audio_features(mels[some], mask[some]).last_hidden_state,
+                frozen[1],
+            )
