@@ -1,5 +1,5 @@
 # make demo   the whole study on a CPU, from an empty machine with Python 3.11: corpus, cold start, GRPO, evaluation
-# make test   all tests, in the same environment
+# make test   all tests, in the same environment, two at once; make test-fast: those without Ray, vLLM or a training
 # make bench  what is decoded, processed and encoded how often, and how long it takes
 # make gpu-check   what a GPU has yet to show, on one page (docs/gpu.md); without a GPU in a form for the CPU
 # make docs   the pages of docs/ as a site in outputs/site, with strict links
@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench gpu-check docs clean
+.PHONY: demo test test-fast lint bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements-cpu.txt pyproject.toml
@@ -22,8 +22,15 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/python -m verl_omni demo $(ARGS)
 
+# Two at once; each computes with one thread, and vLLM binds none to the core that it would choose in every engine.
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest \
+  --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations 25
+
+test-fast: $(VENV)/.installed
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

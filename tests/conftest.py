@@ -81,6 +81,26 @@ def cut_sound(source: Path, path: Path) -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With xdist's ``--dist loadgroup``: a file's tests share a worker and its fixtures, and the longest start first.
+
+    ``xdist_group("ray")`` and ``("vllm")`` go across files: so that one training and one engine are alive at once, for
+    which 24 GB suffice.
+    """
+    if not hasattr(config, "workerinput"):  # no worker of xdist's: the order of the files
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    slow = {group_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (group_of(item) != "ray", group_of(item) != "vllm", group_of(item) not in slow))
+
+
+def group_of(item: pytest.Item) -> str:
+    return item.get_closest_marker("xdist_group").args[0]
+
+
 class Golden:
     """What the original recorded for one clip and one of its paths (``train``, ``infer``, ``infer_video``)."""
 

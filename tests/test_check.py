@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import documented
 from transformers import AutoProcessor
 
 from verl_omni import plugin
 from verl_omni.__main__ import main
 from verl_omni.cli import doctor
+from verl_omni.data import files
 from verl_omni.data.row import conversation
 from verl_omni.models.humanomni.tiny import build_tiny
 
@@ -25,10 +27,12 @@ def write_rows(path: Path, *clips: str) -> str:
     return str(path)
 
 
-def test_usable_rows_pass(tmp_path, capsys):
-    rows = write_rows(tmp_path / "rows.json", "landscape.mp4", "clip.gif")
-    assert main(["check", rows]) == 0
-    assert "rows.json: 2 rows, all usable" in capsys.readouterr().out
+def test_usable_rows_pass(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.json", "landscape.mp4", "clip.gif")
+    files.write_rows(files.read_rows("rows.json"), Path("rows.parquet"))
+    assert main(documented("check rows.parquet")[3:]) == 0
+    assert "rows.parquet: 2 rows, all usable" in capsys.readouterr().out
 
 
 def test_every_rows_file_is_checked_and_any_problem_fails(tmp_path, capsys):

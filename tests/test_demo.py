@@ -2,12 +2,17 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import av
 import numpy as np
 import pytest
+from documents import documented
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from transformers import AutoConfig
 
+import verl_omni.models  # noqa: F401
+from verl_omni.__main__ import main
 from verl_omni.corpora.demo import LABEL_OF, SUGGESTS, build_demo
 from verl_omni.data.check import check_media, load_rows
 from verl_omni.data.files import read_rows
@@ -39,6 +44,21 @@ def test_clips_are_h264_and_aac(files):
 def test_rows_pass_the_full_check(files):
     check_media(load_rows([files["train"], files["test"]]))
     check_media(load_rows([files["sft"]]))
+
+
+COMMANDS = [
+    documented("prepare demo --out outputs/demo/data --model outputs/demo/base"),
+    documented("prepare demo --out outputs/demo/data --model checkpoints/humanomni_0.5b"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_the_documents_commands_make_corpus_and_model(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("verl_omni.corpora.demo.build_demo", partial(build_demo, **SIZES))  # a small one
+    assert main(command[3:]) == 0
+    assert len(read_rows("outputs/demo/data/train.parquet")) == SIZES["n_train"]
+    assert AutoConfig.from_pretrained(command[-1]).model_type == "HumanOmni_qwen2"
 
 
 def test_same_seed_same_bytes_other_seed_other_clips(files, tmp_path):

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from documents import documented
+from test_open_corpora import put_clip
 
+from verl_omni.__main__ import main
 from verl_omni.corpora import mer_unibench
 from verl_omni.corpora.listing import CorpusError
+from verl_omni.data.files import read_rows
 
 
 @pytest.fixture
@@ -56,3 +60,13 @@ def test_what_is_not_annotated_is_named(root):
     (root / "ovlabel.csv").write_text("name,labels\na,happy\n")
     with pytest.raises(CorpusError, match="openset"):
         mer_unibench.read(root, root / "ovlabel.csv")
+
+
+def test_the_documents_command_makes_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("/data/", "") for word in documented("prepare mer_unibench")[3:]]
+    put_clip(tmp_path / "OVMERD" / "video" / "a.mp4")
+    (tmp_path / words[words.index("--annotations") + 1]).write_text("name,openset\na,\"['Happy', 'excited']\"\n")
+    assert main(words) == 0
+    [row] = read_rows("data/ovmerd/train.parquet")
+    assert row["reward_model"]["ground_truth"] == "happy, excited"

@@ -1,20 +1,27 @@
 """The study that needs no licence, as docs/study.md has it: from two corpora's root folders to a report."""
 
-import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
+from documents import documented
 from test_grpo import metrics_of, run
-from test_open_corpora import prepare, put_crema_d, put_ravdess
+from test_open_corpora import put_crema_d, put_ravdess
 
 from verl_omni.__main__ import main
 from verl_omni.data.files import read_rows
 from verl_omni.evaluation.results import read_answers
 from verl_omni.models.humanomni.tiny import build_tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 SHORT = ("trainer.total_training_steps=1", "data.train_batch_size=4")
+
+
+def main_of(command: list[str], *options: str) -> int:
+    """``python -m verl_omni`` in this process; the shell's part, too."""
+    words = command[command.index("verl_omni") + 1 :]
+    return main([name for word in words for name in (glob(word) if "*" in word else [word])] + [*options])
 
 
 def test_from_the_corpora_to_a_report(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -25,31 +32,30 @@ def test_from_the_corpora_to_a_report(tmp_path: Path, monkeypatch, capsys) -> No
         tmp_path / "CREMA-D",
         ["1001_DFA_ANG_XX", "1002_IEO_HAP_LO", "1003_TIE_NEU_XX", "1004_IEO_SAD_HI", "1005_WSI_FEA_XX"],
     )
-    for corpus, root in (("ravdess", "RAVDESS"), ("crema_d", "CREMA-D")):
-        options = ("--fold", 1, "--explanations", "rules", "--partial")  # not the whole corpus
-        assert prepare(corpus, "--root", root, "--out", f"data/open/{corpus}", *options) == 0
+    assert main_of(documented("prepare ravdess --root RAVDESS"), "--partial") == 0  # not the whole corpus
+    assert main_of(documented("prepare crema_d --root CREMA-D"), "--partial") == 0
     train, test = ([f"data/open/{corpus}/{split}.parquet" for corpus in ("ravdess", "crema_d")]
                    for split in ("train", "test"))  # fmt: skip
     actors = [{row["extra_info"]["actor"] for file in files for row in read_rows(file)} for files in (train, test)]
     assert all(actors) and not actors[0] & actors[1]
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    run(tmp_path, "sft", [*torchrun, "-m", "verl.trainer.sft_trainer", "+recipe=[open_sft,cpu_for_sft]", *SHORT])
-    grpo = [sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=[r1omni_open,cpu_for_grpo]", *SHORT]
+    run(tmp_path, "sft", [*documented("+recipe=[open_sft,cpu_for_sft]"), *SHORT])
+    grpo = [*documented("+recipe=[r1omni_open,cpu_for_grpo]"), *SHORT]
     grpo += ["actor_rollout_ref.actor.ppo_mini_batch_size=4", "data.max_response_length=32"]
     run(tmp_path, "grpo", [*grpo, "trainer.val_before_train=false"])
     [step] = metrics_of(tmp_path, "grpo").values()
     assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
     assert step["global_seqlen/groups_computed"] == 4
+    assert {"reward/accuracy/mean", "reward/format/mean"} <= step.keys()
 
-    limits = ["--max-tokens", "8", "--max-model-len", "304"]
-    for model in ("open_sft", "r1omni_open"):  # the cold start, which GRPO found itself, and what came of it
-        command = ["evaluate", f"checkpoints/r1omni/{model}", "--data", *test, *limits]
-        run(tmp_path, f"evaluate {model}", [sys.executable, "-m", "verl_omni", *command])
-        answers = read_answers(f"results/{model}.jsonl")
+    evaluate = documented("evaluate checkpoints/r1omni/r1omni_open")
+    cold_start = [word.replace("r1omni_open", "open_sft") for word in evaluate]  # GRPO found it itself
+    for command, name in (([*cold_start, "--name", "open_sft"], "open_sft"), (evaluate, "R1-Omni-open")):
+        run(tmp_path, f"evaluate {name}", [*command, "--max-tokens", "8", "--max-model-len", "304"])
+        answers = read_answers(f"results/{name}.jsonl")
         assert {answer.data_source for answer in answers} == {"ravdess", "crema_d"}
         assert len(answers) == sum(len(read_rows(file)) for file in test) and not any(a.error for a in answers)
-    assert main(["report", "results/open_sft.jsonl", "results/r1omni_open.jsonl", "--logs", "grpo.jsonl"]) == 0
+    assert main_of(documented("report results/*.jsonl --out report.html"), "--logs", "grpo.jsonl") == 0
     assert f"report.html: {len(answers)} clips" in capsys.readouterr().out
     page = Path("report.html").read_text()
     assert "RAVDESS" in page and "CREMA-D" in page

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_grpo import SMALL, answer_with_vllm, run, train
+from test_grpo import GRPO, SMALL, answer_with_vllm, run, train
 
 from verl_omni.models.families import load
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 def test_rollouts_have_the_actors_probabilities_and_the_checkpoint_is_a_model(study):
     # At the recipe's learning rate a random model forgets how to end: all sequences of its second step have one length.
     overrides = (*SMALL, "trainer.total_training_steps=2", "trainer.save_freq=2")
-    steps = train(study, "grpo", "r1omni_qwen2_5_omni_cpu", *overrides)
+    steps = train(study, "grpo", [*GRPO[:-1], "+recipe=r1omni_qwen2_5_omni_cpu"], *overrides)
     assert sorted(steps) == [1, 2]
     for step in steps.values():
         assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999

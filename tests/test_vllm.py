@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -21,12 +20,13 @@ import pytest
 import torch
 from conftest import CASES as GOLDEN_CASES
 from conftest import Golden, frames_of, sound
+from documents import documented
 
 from benchmarks.faults import claim_a_billion_frames
 from verl_omni.media import read_audio, read_video
 from verl_omni.models import HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 vllm = pytest.importorskip("vllm")
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
@@ -291,8 +291,9 @@ def serving(directory, log: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    *serve, _ = documented("verl_omni serve MODEL")
     command = [
-        *(sys.executable, "-m", "verl_omni", "serve", str(directory), "--max-model-len", "256", "--enforce-eager"),
+        *(*serve, str(directory), "--max-model-len", "256", "--enforce-eager"),
         *("--served-model-name", "tiny", "--port", str(port), "--allowed-local-media-path", str(CLIPS)),
     ]
     with log.open("w") as file:
