@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,11 @@ def test_each_thing_that_is_wrong_has_a_line_with_a_remedy(capsys, tmp_path, mon
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("tiny"))
+def tiny(tmp_path_factory) -> Iterator[Path]:
+    """A model, and a cache, so that the clips of its rows are decoded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_OMNI_MEDIA_CACHE", str(tmp_path_factory.mktemp("media")))
+        yield build_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def rows_to_train_on(path: Path, kind: str, *clips: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import verl_omni.plugin  # noqa: F401  (registers `+recipe=` with Hydra)
 from benchmarks import full_size, gpu_check
 from benchmarks.gpu_check import STAGES, Check, CheckError, Stage
+from verl_omni.corpora import demo
 from verl_omni.models.humanomni.modeling import HumanOmniQwen2ForCausalLM
 from verl_omni.recipe import composed
 from verl_omni.report.curves import read_log
@@ -53,10 +54,12 @@ def test_the_full_size_is_humanomnis():
     assert len(processor.bert_tokenizer) < config.bert_config.vocab_size
 
 
-def test_clips_of_720p(tmp_path):
+def test_clips_of_720p(tmp_path, monkeypatch):
     from verl_omni.data.files import read_rows
     from verl_omni.media import read_video
 
+    monkeypatch.setattr(demo, "SECONDS", 1)
+    monkeypatch.setattr(demo, "FPS", 4)
     rows = read_rows(full_size.build_720p(tmp_path, n_train=4, n_test=4, n_sft=4)["train"])
     assert read_video(rows[0]["videos"][0]).shape == (8, 720, 1280, 3)
 
@@ -143,6 +146,7 @@ def test_a_command_that_does_not_end_is_ended(check, monkeypatch):
         check.run(Stage("sft", log="logs/sft.log"), ["-c", "import time; time.sleep(99)"])
 
 
+@pytest.mark.slow
 def test_stages_not_asked_for_stay_as_they_were(check, monkeypatch, capsys):
     check.stages["bench"].outcome, check.stages["bench"].parity = "ok", {"kept": 1.0}
     gpu_check.write(check)
