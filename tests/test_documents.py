@@ -3,11 +3,12 @@
 import argparse
 import ast
 import re
-import runpy
 import shlex
 import sys
 import textwrap
 import tomllib
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 from documents import PAGES, ROOT, Command, blocks, commands
@@ -76,7 +77,8 @@ def parse(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
             monkeypatch.setattr(sys, "argv", [module, *arguments])
             with pytest.raises(ParsedError):
-                runpy.run_module(module, run_name="__main__")
+                package = find_spec(module).submodule_search_locations is not None
+                import_module(f"{module}.__main__" if package else module).main()
         case ("pip", "install", "-r", file):
             assert (ROOT / file).is_file()
         case _:
