@@ -1,5 +1,6 @@
 """Qwen2.5-Omni: what surrounds upstream's processor and model changes nothing of them."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -346,6 +347,64 @@ def test_a_served_clip_becomes_the_trainers_inputs(processor, vllm_processor, di
     ids = processor.collapse_placeholders(inputs["input_ids"][0].tolist())
     output = vllm_processor(ids, vllm_processor.info.parse_mm_data(data), None)
     assert_same(output, inputs, ("video", "audio"))
+
+
+@pytest.fixture(scope="module")
+def mended_thinker(vllm_processor, tmp_path_factory):
+    """vLLM's module with the diff of docs/upstream.md."""
+    from vllm.model_executor.models import qwen2_5_omni_thinker as released
+
+    folder = tmp_path_factory.mktemp("mended")
+    page = (Path(__file__).parent.parent / "docs/upstream.md").read_text()
+    (folder / "diff").write_text(page.split("```diff\n")[1].split("```")[0])
+    copy = shutil.copy(released.__file__, folder / "thinker.py")
+    subprocess.run(["patch", "--fuzz=0", copy, folder / "diff"], check=True)
+    spec = importlib.util.spec_from_file_location(f"{released.__name__}_mended", copy)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("clip", "num_frames"), [("landscape.mp4", 4), ("landscape.mp4", 16), ("short5.mp4", 4)])
+def test_vllm_misplaces_video_and_sound_of_one_stream(directory, vllm_processor, mended_thinker, clip, num_frames):
+    """Why such streams are refused, and that the diff of docs/upstream.md mends it. If this fails: take them."""
+    from vllm.model_executor.models import qwen2_5_omni_thinker
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+    processor = FAMILY.load_processor(directory)
+    frames = processor.frame_format().apply(read_video(GOLDEN / "clips" / clip, num_frames))
+    data = {"video": [frames], "audio": [read_audio(GOLDEN / "clips" / clip)]}
+    text = "user\n<|vision_bos|><|VIDEO|><|vision_eos|>Why?"
+    inputs = AutoProcessor.from_pretrained(directory)(
+        text=[text], videos=data["video"], audio=data["audio"], use_audio_in_video=True, return_tensors="pt"
+    )
+    grids = {key: inputs[key] for key in ("video_grid_thw", "attention_mask")}
+    expected, _ = processor.get_rope_index(
+        inputs["input_ids"], use_audio_in_video=True, **grids, **processor.get_rope_index_kwargs(inputs)
+    )
+    output = vllm_processor(
+        processor.tokenizer(text)["input_ids"], vllm_processor.info.parse_mm_data(data), None,
+        hf_processor_mm_kwargs={"use_audio_in_video": True},
+    )  # fmt: skip
+    ids = output["prompt_token_ids"]
+    assert ids == inputs["input_ids"][0].tolist()
+    features = [
+        MultiModalFeatureSpec(data=item, modality=sense, identifier=sense, mm_position=place)
+        for sense in data
+        for item, place in zip(output["mm_kwargs"][sense], output["mm_placeholders"][sense], strict=True)
+    ]
+
+    def positions(module) -> torch.Tensor:
+        thinker_class = module.Qwen2_5OmniThinkerForConditionalGeneration
+        thinker = thinker_class.__new__(thinker_class)
+        thinker.__dict__["config"] = processor.config.thinker_config
+        return thinker.get_mrope_input_positions(ids, features)[0]
+
+    begin = ids.index(processor.config.thinker_config.audio_start_token_id)
+    released = positions(qwen2_5_omni_thinker)
+    assert torch.equal(released[:, :begin], expected[:, 0, :begin])
+    assert (released[:, begin] - expected[:, 0, begin]).tolist() == [1, 1, 1]
+    assert torch.equal(positions(mended_thinker), expected[:, 0])
 
 
 def test_it_is_loaded_when_such_a_model_is_asked_for(directory):
