@@ -107,7 +107,8 @@ def computed(monkeypatch):
     counts, decode = [], sharing.decode_shared
 
     def counting(*args, **kwargs):
-        counts.append(len(args[3].unique))
+        plan = args[4]
+        counts.extend([] if plan is None else [len(plan.unique)])
         return decode(*args, **kwargs)
 
     monkeypatch.setattr("verl_omni.models.humanomni.modeling.decode_shared", counting)

@@ -186,17 +186,20 @@ def share_prompts(rows: torch.Tensor, leaders: list[int], common: list[int], tok
 def decode_shared(
     decode: Callable[..., BaseModelOutputWithPast],
     inputs_embeds: torch.Tensor,
-    position_ids: torch.Tensor,
-    plan: SharedPrompts,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    plan: SharedPrompts | None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
-    """``decode(inputs_embeds, position_ids, ...)`` of what is computed, handed out to all of the batch.
+    """``decode`` of the batch; with a plan, of what is computed, handed out to all of the batch.
 
     Args:
         decode: a decoder's forward, which hands its keywords on to attention.
         inputs_embeds: ``[B, L, H]``.
         position_ids: ``[B, L]`` or ``[K, B, L]``.
     """
+    if plan is None:
+        return decode(inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
     output = decode(
         inputs_embeds=inputs_embeds.flatten(0, 1)[plan.unique][None],  # [1, U, H]
         position_ids=position_ids.flatten(-2)[..., None, plan.unique],

@@ -69,11 +69,7 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
             inputs_embeds = self.embed(input_ids, **media)
         elif any(values is not None for values in media.values()):
             raise ValueError("pass media with input_ids: inputs_embeds have no placeholders to put features at")
-        if shared_prompts is not None:
-            return decode_shared(super().forward, inputs_embeds, position_ids, shared_prompts, **kwargs)
-        return super().forward(
-            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
-        )
+        return decode_shared(super().forward, inputs_embeds, attention_mask, position_ids, shared_prompts, **kwargs)
 
     def embed(self, input_ids: torch.LongTensor, **media: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings ``[B, L, H]`` with the media's features in place."""

@@ -2,13 +2,20 @@
 
 import json
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BertTokenizer, GenerationConfig, Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers import (
+    BertTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2Tokenizer,
+    WhisperFeatureExtractor,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from verl_omni.labels import LABELS
@@ -47,12 +54,10 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     model = HumanOmniQwen2ForCausalLM(tiny_config(processor))
-    spread_weights(model)
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
-    model.save_pretrained(out_dir)
-    processor.save_pretrained(out_dir)
-    return out_dir
+    body = model.model
+    parts = (body.vision_tower, body.audio_tower, body.mm_projector, body.audio_projector)
+    spread_weights(parts, body.audio_tower.encoder)
+    return save(model, processor, out_dir)
 
 
 def tiny_config(processor: HumanOmniProcessor) -> HumanOmniConfig:
@@ -74,20 +79,32 @@ def tiny_config(processor: HumanOmniProcessor) -> HumanOmniConfig:
 
 
 @torch.no_grad()
-def spread_weights(model: HumanOmniQwen2ForCausalLM) -> None:
-    """LeCun initialisation of everything before the language model.
+def spread_weights(parts: Sequence[nn.Module], hearing: nn.Module) -> None:
+    """LeCun initialisation of what is before a language model.
 
     Frozen random towers must carry what they see through to their outputs, which the usual std of 0.02 does not.
+
+    Args:
+        parts: towers and projectors.
+        hearing: Whisper's encoder among them.
     """
-    parts = (model.model.vision_tower, model.model.audio_tower, model.model.mm_projector, model.model.audio_projector)
     for module in (module for part in parts for module in part.modules()):
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     # A log-mel is small, and Whisper adds positions to what its convolutions make of it: they must not drown it.
-    for convolution in (model.model.audio_tower.encoder.conv1, model.model.audio_tower.encoder.conv2):
+    for convolution in (hearing.conv1, hearing.conv2):
         convolution.weight.mul_(AUDIO_GAIN)
+
+
+def save(model: PreTrainedModel, processor: ProcessorMixin, out_dir: Path) -> Path:
+    """Write a model that ends its answers, and its processor."""
+    end, pad = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
+    model.save_pretrained(out_dir)
+    processor.save_pretrained(out_dir)
+    return out_dir
 
 
 def corpus() -> list[str]:

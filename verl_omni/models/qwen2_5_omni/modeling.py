@@ -133,11 +133,8 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
             embeddings = embeddings + 0.0 * sum(parameter.flatten()[0] for parameter in used)
         for batch in self.media_of(input_ids, **media):
             embeddings = batch.put_into(embeddings)
-        decode = self.thinker.model
-        if shared_prompts is not None:
-            return decode_shared(decode, embeddings, position_ids, shared_prompts, **kwargs).last_hidden_state
-        return decode(
-            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        return decode_shared(
+            self.thinker.model, embeddings, attention_mask, position_ids, shared_prompts, **kwargs
         ).last_hidden_state
 
     def media_of(

@@ -4,17 +4,11 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import (
-    GenerationConfig,
-    Qwen2_5OmniConfig,
-    Qwen2Tokenizer,
-    WhisperFeatureExtractor,
-)
+from transformers import Qwen2_5OmniConfig, Qwen2Tokenizer, WhisperFeatureExtractor
 from transformers.models.qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from verl_omni.models.humanomni.tiny import AUDIO_GAIN, corpus, train_tokenizer
+from verl_omni.models.humanomni.tiny import corpus, save, spread_weights, train_tokenizer
 
 from .modeling import Qwen2_5OmniForConditionalGeneration
 from .processing import Qwen2_5OmniProcessor
@@ -42,12 +36,8 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     model = Qwen2_5OmniForConditionalGeneration(tiny_config(tokenizer))
-    spread_weights(model.thinker)
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
-    model.save_pretrained(out_dir)
-    processor.save_pretrained(out_dir)
-    return out_dir
+    spread_weights(model.towers, model.thinker.audio_tower)
+    return save(model, processor, out_dir)
 
 
 def with_named_tokens(tokenizer: Qwen2Tokenizer, folder: Path) -> Qwen2Tokenizer:
@@ -65,16 +55,3 @@ def tiny_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5OmniConfig:
     thinker["text_config"] = thinker["text_config"] | {"vocab_size": VOCAB_SIZE}
     thinker["audio_config"] = thinker["audio_config"] | {"max_source_positions": SECONDS * 50}
     return Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False, dtype="float32")
-
-
-@torch.no_grad()
-def spread_weights(thinker: nn.Module) -> None:
-    """LeCun initialisation of the towers: frozen random ones must carry through what they see and hear."""
-    for module in (module for tower in (thinker.visual, thinker.audio_tower) for module in tower.modules()):
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    # A log-mel is small, and the tower adds positions to what its convolutions make of it: they must not drown it.
-    for convolution in (thinker.audio_tower.conv1, thinker.audio_tower.conv2):
-        convolution.weight.mul_(AUDIO_GAIN)
