@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -168,16 +169,20 @@ def test_a_checkpoint_is_a_model(killed, study):
     assert not any("tower" in name for name in changed), "the towers are frozen"
 
 
-def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, study):
+def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, study, monkeypatch):
     """Two ranks replay the one rank's rollouts (verl's ``skip.rollout_tq``), so both see the same responses, and go on.
 
     The one rank's losses come from verl's logits without any sharing; the two ranks have sharing, no logits, and
-    gradient checkpointing.
+    gradient checkpointing, and each prompt's rollouts from one of the two vLLM replicas.
     """
+    router = {"router_class": "recorded_router.RecordedLoadBalancer", "record": str(study / "routes.txt")}
+    (study / "router.yaml").write_text(json.dumps(router))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     # What is replayed was dumped with its clips: the recipe's check has nothing to refuse.
     overrides = (*SMALL, *dumped(study), "~hydra.callbacks.settings", "trainer.total_training_steps=2")
     overrides += ("trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true")
     overrides += tuple(f"actor_rollout_ref.{override}" for override in NO_LOGITS)
+    overrides += (f"actor_rollout_ref.rollout.router_config_path={study / 'router.yaml'}",)
     steps = train(study, "two_ranks", GRPO, *overrides)
     one, two = killed.before[1], steps[1]
     for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
@@ -187,6 +192,9 @@ def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, stu
     for step in steps.values():  # the second one's rollouts are the two ranks' own
         assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
         assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
+    routes = Counter(tuple(line.split()) for line in (study / "routes.txt").read_text().splitlines())
+    assert list(routes.values()) == [8] * 4, "rollouts by prompt and replica"
+    assert len({replica for _, replica in routes}) == 2
 
 
 def changed_weights(before: Path, after: Path) -> set[str]:
