@@ -14,12 +14,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch as replaced
 
 import torch
 from packaging.version import Version
 
+CLIP = Path(__file__).parent / "golden/clips/landscape.mp4"
 PROBES: dict[str, Callable[[str], object]] = {}
 # Those that tell runs apart: with ours=False, a run without this package's rows, rewards or model.
 ELSEWHERE = tuple(
@@ -97,6 +99,37 @@ def positions_unpacked(model: str) -> list:
         unpacked = data["position_ids"].unbind()
         results.append([all(map(torch.equal, unpacked, positions)), list(data["position_ids"].values().shape)])
     return results
+
+
+@probe("verl-sft-positions.diff")
+def positions_in_fine_tuning(model: str) -> list[bool]:
+    """Of a clip with its sound and an answer, as they are and padded: whether they are those of verl's agent loop."""
+    from omegaconf import OmegaConf
+    from verl.experimental.agent_loop import AgentLoopWorker
+
+    from verl_omni.data.dataset import OmniSFTDataset
+    from verl_omni.models.families import load
+
+    family = load("qwen2_5_omni")
+    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni"))
+    clip, turns = str(CLIP), {"user": "<video><audio>Who smiles?", "assistant": "She."}
+    messages = [{"role": role, "content": content} for role, content in turns.items()]
+    rows = Path(f"{model}_rows.json")
+    rows.write_text(json.dumps([{"data_source": "demo", "messages": messages, "videos": [clip], "audios": [clip]}]))
+    config = {"max_length": 304, "truncation": "error", "no_audio": "video_only"}
+    plain, padded = (
+        OmniSFTDataset(str(rows), processor.tokenizer, OmegaConf.create(config | {"pad_mode": mode}), processor)[0]
+        for mode in ("no_padding", "right")
+    )
+    ids = plain["input_ids"]
+    expected = AgentLoopWorker._compute_position_ids(
+        SimpleNamespace(processor=processor), ids[None], torch.ones_like(ids)[None], plain["multi_modal_inputs"]
+    )[0]
+    padding = torch.zeros(4, 304 - len(ids), dtype=torch.long)
+    return [
+        torch.equal(plain["position_ids"], expected),
+        torch.equal(padded["position_ids"], torch.cat([expected, padding], dim=1)),
+    ]
 
 
 @probe("verl-log-reward-parts.diff")

@@ -263,6 +263,7 @@ def test_verl_loads_model_and_processor_and_bans_what_stands_for_media(directory
 def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
     from omegaconf import OmegaConf
 
+    import verl_omni.plugin  # noqa: F401  (verl asks the processor)
     from verl_omni.corpora.demo import build_demo
     from verl_omni.data.dataset import OmniSFTDataset
     from verl_omni.data.files import read_rows

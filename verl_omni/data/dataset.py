@@ -12,15 +12,12 @@ A file that fails later, in the middle of training, raises ``MediaError`` with i
 goes on with its other prompts (``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).
 """
 
-from copy import copy
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pandas as pd
 import pyarrow as pa
-import torch
 from omegaconf import DictConfig, open_dict
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
@@ -162,10 +159,6 @@ class OmniSFTDataset(MultiTurnSFTDataset):
     ):
         fill_in_frames(config, processor)
         self.config = config
-        if hasattr(processor, "get_rope_index"):
-            # By the image processor's name verl would give positions of Qwen2-VL.
-            parts, processor = processor.image_processor, copy(processor)
-            processor.image_processor = SimpleNamespace(merge_size=parts.merge_size)
         processor.image_processor.patch_size = processor.patch_size  # where verl looks for it
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
 
@@ -192,20 +185,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         # Rows without media have the key as well: verl's collator looks for the first row's keys in all.
-        row = {"multi_modal_inputs": {}} | super().__getitem__(item)
-        if hasattr(self.processor, "get_rope_index"):
-            row["position_ids"] = self.positions(row)
-        return row
-
-    def positions(self, row: dict[str, Any]) -> torch.Tensor:
-        """``[4, L]``: through the text, and the processor's three; as verl's agent loop has them."""
-        input_ids, media = row["input_ids"][None], row["multi_modal_inputs"]
-        mask = row.get("attention_mask", torch.ones_like(row["input_ids"]))
-        grids = {key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")}
-        positions, _ = self.processor.get_rope_index(
-            input_ids, attention_mask=mask[None], **grids, **self.processor.get_rope_index_kwargs(media)
-        )
-        return torch.cat([((mask.cumsum(0) - 1) * mask)[None], positions[:, 0]])
+        return {"multi_modal_inputs": {}} | super().__getitem__(item)
 
     def sanity_check(self, *args: Any) -> None:
         """Compare turn by turn with the whole conversation once: the template is the same for all rows.
