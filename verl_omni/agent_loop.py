@@ -3,7 +3,7 @@
 actor_rollout_ref.rollout.agent.default_agent_loop=one_replica_agent
 """
 
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from verl.experimental.agent_loop import AgentLoopOutput, SingleTurnAgentLoop
@@ -12,6 +12,7 @@ from verl.experimental.agent_loop.agent_loop import register
 from verl_omni.media.cache import enabled
 
 
+@register("one_replica_agent")
 class OneReplicaAgentLoop(SingleTurnAgentLoop):
     """verl's load balancer keeps requests of one id on one replica, the one with the least to do when the first comes.
 
@@ -25,8 +26,3 @@ class OneReplicaAgentLoop(SingleTurnAgentLoop):
             generate, uid = self.server_manager.generate, row["uid"]
             self.server_manager = SimpleNamespace(generate=lambda request_id, **inputs: generate(uid, **inputs))
         return await super().run(sampling_params, **row)
-
-
-def register_agent_loop(_: ModuleType) -> None:
-    """Register ``one_replica_agent`` with ``verl.experimental.agent_loop``."""
-    register("one_replica_agent")(OneReplicaAgentLoop)

@@ -113,6 +113,11 @@ def mark_run(constants_ppo: ModuleType) -> None:
         constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = "1"
 
 
+def register_agent_loop(_: ModuleType) -> None:
+    """Register ``one_replica_agent`` with ``verl.experimental.agent_loop``: its module does so itself."""
+    import verl_omni.agent_loop  # noqa: F401
+
+
 def end_with_parent() -> None:
     """Let one of vLLM's own processes end, with its shared memory, when the one that started it was killed.
 
