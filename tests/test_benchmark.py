@@ -1,5 +1,7 @@
 """What the benchmark counts on verl's own functions: a prompt's clip is decoded, processed and moved once."""
 
+import json
+
 import pytest
 import torch
 from conftest import CASES
@@ -8,7 +10,7 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("verl")
 
 from benchmarks import clip as clips
-from benchmarks import memory, prompt, ranks, step, training
+from benchmarks import memory, prompt, ranks, step, training, variants
 from benchmarks.__main__ import verdict
 from verl_omni.media import cache
 from verl_omni.models.humanomni.tiny import build_tiny
@@ -75,3 +77,31 @@ def test_the_originals_update_is_ours(tmp_path, monkeypatch):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_variants_of_grpo_stand_side_by_side_with_a_figure_for_each_seed(tmp_path, monkeypatch, capsys):
+    for seed, accuracy in ((0, 96.875), (1, 100.0)):
+        folders = [tmp_path / str(seed) / name for name in ("results", "logs")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for name, contradicting in (("R1-Omni", 43), ("R1-Omni+explanation", seed)):
+            scores = [
+                {"variant": "audio_muted", "war": 50.0},
+                {"variant": "normal", "war": accuracy, "epc": 98.4, "consistency": {"contradicting": contradicting}},
+            ]
+            (folders[0] / f"{name}.scores.json").write_text(json.dumps(scores))
+            lines = [
+                json.dumps({"step": step, "data": {"response_length/mean": 20 + step, "timing_s/step": step}})
+                for step in (1, 2, 6)
+            ]
+            (folders[1] / f"{name}.1.jsonl").write_text("\n".join(lines) + "\n")
+    picture = tmp_path / "variants.png"
+    arguments = [str(tmp_path / "0"), str(tmp_path / "1"), "--picture", str(picture)]
+    monkeypatch.setattr("sys.argv", ["benchmarks.variants", *arguments])
+    assert variants.main() == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if "R1-Omni" in line]
+    assert rows == [
+        "| R1-Omni | 96.9, 100.0 | 98.4, 98.4 | 43, 43 | 26.0, 26.0 | 2.0, 2.0 |",
+        "| R1-Omni+explanation | 96.9, 100.0 | 98.4, 98.4 | 0, 1 | 26.0, 26.0 | 2.0, 2.0 |",
+    ]
+    assert picture.stat().st_size > 10_000
