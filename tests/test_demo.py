@@ -1,11 +1,15 @@
 """The demo corpus: real clips, whose label cannot be told from one sense."""
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from functools import partial
 
 import av
 import numpy as np
+import psutil
 import pytest
 from documents import documented
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -156,3 +160,24 @@ def test_the_cost_of_a_run_is_read_from_verls_metrics(tmp_path):
     assert _cost(metrics_of(tmp_path, "R1-Omni")) == ["23.0", "5.0"]
     assert _cost(metrics_of(tmp_path, "R1-Omni+rloo")) == ["23.0", "2.5"]
     assert _cost(metrics_of(tmp_path, "EMER-SFT")) == []
+
+
+A_LONG_STAGE = """
+import sys
+from pathlib import Path
+from verl_omni.__main__ import main
+from verl_omni.cli import demo
+from verl_omni.study.stages import execute
+demo.run_stages = lambda study: execute("x", ["-c", "import time; time.sleep(60)"], study.out / "log", {}, None)
+sys.exit(main(["demo", "--out", sys.argv[1]]))
+"""
+
+
+def test_a_demo_that_is_told_to_end_leaves_no_training_behind(tmp_path):
+    process = psutil.Popen([sys.executable, "-c", A_LONG_STAGE, str(tmp_path)], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (stage := process.children()) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert stage and not stage[0].is_running()

@@ -1,6 +1,7 @@
 """``python -m verl_omni demo``: the whole study on the demo corpus, on a CPU."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     out = args.out or Path("outputs/demo" if args.family == "humanomni" else f"outputs/demo_{args.family}")
     demo = Demo(out.resolve(), args.seed, args.overrides, args.variants, args.family)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, end the stage's process too
     try:
         run_stages(demo)
     except StageError as error:

@@ -70,8 +70,10 @@ class Demo:
             *(f"model.path={self.out / 'base'}", f"data.train_files=[{self.data / rows}]"),
             f"trainer.default_local_dir={self.checkpoints(name)}",
         ]
-        # One process, alone on the machine; this small, a model gains nothing by more.
-        self.train(name, command, OMP_NUM_THREADS=str(min(os.cpu_count() or 1, 4)))
+        # One process, alone on the machine if nobody else works there: threads that wait for each other in a loop would
+        # then take five times as long. This small, a model gains nothing by more than four.
+        threads = str(min(os.cpu_count() or 1, 4))
+        self.train(name, command, OMP_NUM_THREADS=threads, OMP_WAIT_POLICY="PASSIVE")
 
     def reinforce(self, name: str) -> None:
         """GRPO from the cold start (without reasoning: from the bare labels) with verl's PPO trainer."""
