@@ -33,7 +33,7 @@ class Hook:
     module: str  # of verl, vLLM or Hydra
     function: str  # "package.module:function" of this package
     why: str  # what would be missing without it; for an adjustment, also why no extension point does it
-    patches: Sequence[str] = field(default=(), hash=False)  # in patches/, that make it unnecessary; none: an extension
+    patches: Sequence[str] = field(default=(), hash=False)  # diffs that replace it; none at an extension point
 
     def install(self) -> None:
         import wrapt  # here and not above: where it is missing, `register` says so

@@ -24,10 +24,7 @@ class CheckPaths(Callback):
     It also restores the file in which verl looks for the last checkpoint, should a kill have left it empty.
 
     A recipe names it under ``hydra.callbacks``. A model may be in the hub's cache, too; a path with a scheme
-    (``hdfs://``) is verl's to fetch and not looked for.
-
-    Args:
-        remedy: how a user of the recipe gets these files.
+    (``hdfs://``) is verl's to fetch and not looked for. ``remedy`` says how a user of the recipe gets these files.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -39,11 +36,8 @@ class CheckPaths(Callback):
     def on_job_start(self, config: DictConfig, **_: object) -> None:
         missing = [f"{key}: {path}" for key in INPUTS for path in _paths(config, key) if not Path(path).exists()]
         if missing:  # Hydra turns any other exception of a callback into a warning
-            raise SystemExit(
-                "\n".join(
-                    [f"not there, seen from {os.getcwd()}:", *missing, f"{self.remedy}; or name others: KEY=PATH"]
-                )
-            )
+            found, remedy = f"not there, seen from {os.getcwd()}:", f"{self.remedy}; or name others: KEY=PATH"
+            raise SystemExit("\n".join([found, *missing, remedy]))
 
 
 def _paths(config: DictConfig, key: str) -> list[str]:

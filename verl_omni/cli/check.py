@@ -26,14 +26,13 @@ def run(args: argparse.Namespace) -> int:
         model = model_directory(args.model)
         processor = family_in(model).load_processor(model)
         num_frames, frame_format = processor.num_frames, processor.frame_format()
-    problems = []
+    failed = False
     for file in args.rows:
         try:
             rows = load_rows([file])
             check_media(rows, num_frames, args.media_check, args.no_audio, frame_format)
             print(f"{file}: {len(rows)} rows, all usable")
         except (OSError, InputError) as error:
-            problems.append(str(error))
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)

@@ -12,7 +12,6 @@ no actor is in both parts and both parts have women and men in the corpus's prop
 """
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing, read_columns, require, require_fold
@@ -26,11 +25,7 @@ FOLDS = 5
 
 
 def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
-    """List the CREMA-D in ``root``; tested is a fold, 1 (by default) to 5, or in its place ``actors`` such as 1001.
-
-    Raises:
-        CorpusError: A folder, file or column is missing, or a name is not one of CREMA-D's.
-    """
+    """List the CREMA-D in ``root``; tested is a fold, 1 (by default) to 5, or in its place ``actors`` such as 1001."""
     names_file = require(root / "SentenceFilenames.csv", "CREMA-D's list of clips")
     people = dict(read_columns(require(root / "VideoDemographics.csv", "the actors' sex"), "ActorID", "Sex"))
     clip_folder = require(root / "VideoFlash", "CREMA-D's clips, 1001_DFA_ANG_XX.flv (`git lfs pull` gets them)")
@@ -44,10 +39,8 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
         label, split = normalize(EMOTIONS[emotion], "crema_d"), "test" if actor in tested else "train"
         about = f'A {PERSON[people[actor]]} says: "{SENTENCES[sentence]}"'
         clips.append(Clip(name, clip_folder / f"{name}.flv", label, split, actor=actor, about=about))
-    sizes = Counter({"train": 0, "test": 0})
-    for actor in people:
-        sizes["test" if actor in tested else "train"] += FEWER.get(actor, 82)
-    return Listing("crema_d", clips, dict(sizes), None if actors else fold or 1)
+    total, test = (sum(FEWER.get(actor, 82) for actor in some) for some in (people, tested))
+    return Listing("crema_d", clips, {"train": total - test, "test": test}, None if actors else fold or 1)
 
 
 def test_actors(people: dict[str, str], fold: int | None, actors: list[int] | None) -> set[str]:

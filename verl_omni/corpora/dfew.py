@@ -28,11 +28,7 @@ PUBLISHED = {1: (9356, 2341), 2: (9356, 2341), 3: (9357, 2340), 4: (9358, 2339),
 
 
 def read(root: Path, fold: int = 2) -> Listing:
-    """List one fold, 1 to 5, of the DFEW in ``root``.
-
-    Raises:
-        CorpusError: A folder, file or column is not where the corpus's README puts it.
-    """
+    """List one fold, 1 to 5, of the DFEW in ``root``."""
     require_fold(fold, "DFEW")
     clip_folder = require(root / "Clip" / "original", "DFEW's original clips with sound, N.mp4 in part folders")
     files = {int(path.stem): path for path in clip_folder.rglob("*.mp4") if path.stem.isdigit()}

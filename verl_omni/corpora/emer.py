@@ -36,11 +36,7 @@ CLIP_FOLDERS = ("video-labeled", "train", "video")
 
 
 def read(root: Path, annotations: Path | None = None) -> Listing:
-    """List the clips of one of ``FILES``, by default the first in ``root``, with explanations; all are training data.
-
-    Raises:
-        CorpusError: A file or column is missing, or a clip has no label.
-    """
+    """List the clips of one of ``FILES``, by default the first in ``root``, with explanations, as training data."""
     path = annotations or first_of((root / name for name in FILES), "EMER's explanations")
     if path.name not in FILES:
         raise CorpusError(f"{path}: the annotation files that are known are {', '.join(FILES)}")

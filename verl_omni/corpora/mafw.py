@@ -27,11 +27,7 @@ PUBLISHED = {1: (7333, 1839), 2: (7335, 1837), 3: (7339, 1833), 4: (7340, 1832),
 
 
 def read(root: Path, fold: int = 1) -> Listing:
-    """List one fold, 1 to 5, of the single-labelled clips in ``root``.
-
-    Raises:
-        CorpusError: A folder, file or line is not as described above.
-    """
+    """List one fold, 1 to 5, of the single-labelled clips in ``root``."""
     require_fold(fold, "MAFW")
     clip_folder = require(root / "data" / "clips", "MAFW's clips, 00001.mp4 …")
     folders = (root / name / "single" / "no_caption" for name in SPLIT_FOLDERS)

@@ -19,11 +19,7 @@ PUBLISHED = {"train": 9989, "dev": 1109, "test": 2610}
 
 
 def read(root: Path) -> Listing:
-    """List MELD's three splits.
-
-    Raises:
-        CorpusError: A file, folder or column is missing, or an emotion is not one of MELD's.
-    """
+    """List MELD's three splits."""
     clips = []
     for split in PUBLISHED:
         name = f"{split}_sent_emo.csv"

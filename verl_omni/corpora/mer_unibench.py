@@ -30,11 +30,7 @@ MEMBERS = ("test1_corpus", "test_corpus", "whole_corpus")
 
 
 def read(root: Path, annotations: Path) -> Listing:
-    """List the clips of one of the annotation files above.
-
-    Raises:
-        CorpusError: A file, column or archive member is missing, or an annotation is of no known kind.
-    """
+    """List the clips of one of the annotation files above."""
     require(annotations, "an annotation file of OV-MERD or MER-UniBench")
     folder = require(root / "video", "the clips")
     if annotations.suffix == ".csv":

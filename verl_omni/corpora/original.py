@@ -20,9 +20,6 @@ def read(annotations: Path, root: Path) -> Listing:
     """List an annotation file of the original, with its questions; corpus and split are read off each clip's path.
 
     Paths start from ``root``. Absolute ones of another machine find their clips by the longest end that is there.
-
-    Raises:
-        CorpusError: The file is not of this format; the message names the entry.
     """
     clips = []
     for index, entry in enumerate(read_rows(annotations)):

@@ -27,9 +27,6 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
     """List RAVDESS's audio-visual speech clips; all are test data unless ``fold``, 1 to 6, or ``actors`` say otherwise.
 
     The ``Actor_XX`` folders may lie at any depth below ``root`` (the archives unpack differently).
-
-    Raises:
-        CorpusError: No actor folder, or a clip in one of them whose name is not a RAVDESS name.
     """
     require(root, "RAVDESS's Actor_01 … Actor_24 folders")
     tested = test_actors(fold, actors)

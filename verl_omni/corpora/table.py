@@ -16,11 +16,7 @@ COLUMNS = {"path": "", "label": "", "text": "", "split": "train", "actor": ""}
 
 
 def read(root: Path, annotations: Path) -> Listing:
-    """List the clips of a file; the corpus is called like the file.
-
-    Raises:
-        CorpusError: A row lacks path or label.
-    """
+    """List the clips of a file; the corpus is called like the file."""
     clips = []
     for number, row in enumerate(read_rows(annotations), start=1):
         path, label, text, split, actor = (str(row.get(key) or default) for key, default in COLUMNS.items())

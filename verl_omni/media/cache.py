@@ -84,13 +84,7 @@ class ContentCache:
 DECODED = ContentCache(max_bytes=512 * 2**20)
 PROCESSED = ContentCache(max_bytes=512 * 2**20)
 
-_keys: dict[int, tuple[weakref.ref, Hashable]] = {}
-
-
-def key_of(array: Any) -> Hashable | None:
-    """What ``array`` was decoded from, if it came from ``read_video_once`` or ``read_audio_once`` unchanged."""
-    reference, key = _keys.get(id(array), (None, None))
-    return key if reference is not None and reference() is array else None
+_keys: dict[int, tuple[weakref.ref, Hashable]] = {}  # id of an array -> the array, what it was decoded from
 
 
 def read_video_once(source: VideoSource, num_frames: int, frame_format: FrameFormat | None = None) -> np.ndarray:
@@ -107,8 +101,8 @@ def read_audio_once(source: str | os.PathLike, sampling_rate: int = 16000) -> np
 
 def processed_once(media: Any, settings: Hashable, compute: Callable[[], Value]) -> Value:
     """``compute()``, which depends on ``media`` and ``settings`` alone; once if this module decoded ``media``."""
-    key = key_of(media)
-    if key is None or not enabled():
+    reference, key = _keys.get(id(media), (None, None))
+    if reference is None or reference() is not media or not enabled():
         return compute()
     return PROCESSED.get((key, settings), compute)
 

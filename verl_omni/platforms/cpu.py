@@ -87,11 +87,7 @@ def device_module() -> ModuleType:
 
 
 def register_platform(platform_manager: ModuleType) -> None:
-    """Add platform ``cpu`` to verl's PlatformRegistry, after its own: they are asked first.
-
-    Args:
-        platform_manager: ``verl.plugin.platform.platform_manager``.
-    """
+    """Add platform ``cpu`` to verl's PlatformRegistry, after its own: they are asked first."""
     from verl.plugin.platform.platform_base import PlatformBase
 
     @platform_manager.PlatformRegistry.register(platform="cpu")
@@ -128,9 +124,6 @@ def keep_compiled_kernels_apart(cache_dir_utils: ModuleType) -> None:
 
     torch 2.13's cache does not know the difference: source that was written for vectors of 8 floats is compiled again
     for vectors of 16, and vLLM's compiled sampler then writes beyond its output ("free(): invalid next size").
-
-    Args:
-        cache_dir_utils: ``torch._inductor.runtime.cache_dir_utils``.
     """
     capability, folder = os.environ.get("ATEN_CPU_CAPABILITY"), cache_dir_utils.default_cache_dir()
     if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", folder) == folder:  # torch itself sets it, once asked
@@ -141,10 +134,8 @@ def use_one_thread(constants_ppo: ModuleType) -> None:
     """Let each process of a training compute with one thread on a CPU, unless ``OMP_NUM_THREADS`` says otherwise.
 
     Processes that start as many threads as there are cores each, and wait for them in a loop, take many times as long
-    as soon as one more runs. The driver's environment is that of Ray's workers.
-
-    Args:
-        constants_ppo: ``verl.trainer.constants_ppo``, which verl's trainers alone import.
+    as soon as one more runs. The driver's environment is that of Ray's workers; verl's trainers alone import
+    ``constants_ppo``.
     """
     if is_cpu_only() and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"

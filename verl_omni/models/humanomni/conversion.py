@@ -37,12 +37,6 @@ RENAMED = {
     "model.audio_tower.audio_tower.": "model.audio_tower.",
 }
 TOWERS = tuple(RENAMED.values())
-# tower -> (flag, key of the original's config.json that names its directory)
-TOWER_FLAGS = {
-    "vision": ("--vision", "mm_vision_tower"),
-    "audio": ("--audio", "mm_audio_tower"),
-    "bert": ("--bert", None),
-}
 # What tower directories hold besides the tower: the text half of SigLIP, the decoder of Whisper.
 NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_out.")
 # Whisper's classification head is in the original's class, but in no released Whisper, and nothing uses it.
@@ -85,7 +79,9 @@ def convert(
         config = build_config(original, dirs, processor)
         expected = expected_shapes(config)
     weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
-    config.original_files = small_json_files(checkpoint)
+    large = ("vocab.json", "tokenizer.json")  # and the weights' index
+    small = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
+    config.original_files = {file.name: read_json(file) for file in small}
     has_towers = any(name.startswith(TOWERS) for name in weights)
     config.original_tensors = {"towers": has_towers, "lm_head": "lm_head.weight" in weights}
     if "model.embed_tokens.weight" not in weights:
@@ -188,13 +184,6 @@ def written_aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def small_json_files(checkpoint: Path) -> dict[str, dict]:
-    """An original's configurations: all its JSON files but the vocabulary's and the weights' index."""
-    large = ("vocab.json", "tokenizer.json")
-    files = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
-    return {file.name: read_json(file) for file in files}
-
-
 def write_tokenizer(directory: Path, out: Path) -> None:
     """The vocabulary's files, for slow and fast tokenizers, without the placeholders."""
     tokenizer = Qwen2Tokenizer.from_pretrained(directory).backend_tokenizer
@@ -215,18 +204,16 @@ def to_original(name: str) -> str:
 
 def tower_directory(name: str, given: str | Path | None, original: dict) -> Path:
     """The directory of a tower: the one given, else the one that the original's ``config.json`` names."""
-    flag, key = TOWER_FLAGS[name]
-    if given is not None:
-        path, source = Path(given), flag
-    elif key is None:
+    key, source = f"mm_{name}_tower", f"--{name}"
+    if given is None and name == "bert":
         raise ConversionError(
-            f"which BERT? Its tokenizer is not part of a checkpoint: pass {flag} DIR (bert-base-uncased)"
+            "which BERT? Its tokenizer is not part of a checkpoint: pass --bert DIR (bert-base-uncased)"
         )
-    else:
-        path, source = Path(str(original.get(key, ""))), f"config.json's {key}"
-    if not (path / "config.json").is_file():
-        raise ConversionError(f"{source} is {str(path)!r}, no directory with a config.json here: pass {flag} DIR")
-    return path
+    if given is None:
+        given, source = str(original.get(key, "")), f"config.json's {key}"
+    if not (Path(given) / "config.json").is_file():
+        raise ConversionError(f"{source} is {str(given)!r}, no directory with a config.json here: pass --{name} DIR")
+    return Path(given)
 
 
 def build_processor(checkpoint: Path, dirs: dict[str, Path], original: dict) -> HumanOmniProcessor:
