@@ -52,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(VOCABULARIES),
         help="words of the labels: R1-Omni's authors' (default) or the corpus's own; original and csv keep the file's",
     )
-    add(
-        "--explanations",
-        metavar="rules|FILE",
-        help="explain the training clips: by rule, or by a file with id and text",
-    )
+    add("--explanations", metavar="rules|FILE", help="explain the training clips by rule, or by a file of id and text")
     add(
         "--no-audio",
         choices=NO_AUDIO_POLICIES[1:],

@@ -166,16 +166,15 @@ class Store:
     def trim(self) -> None:
         """Drop what was not used for longest, until the bound holds."""
         files = []
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                with suppress(FileNotFoundError):  # dropped or renamed by another process
-                    stat = os.stat(os.path.join(folder, name))
-                    files.append((stat.st_mtime, stat.st_size, os.path.join(folder, name)))
+        for path in self.folder.rglob("*.*"):
+            with suppress(FileNotFoundError):  # dropped or renamed by another process
+                stat = path.stat()
+                files.append((stat.st_mtime, stat.st_size, path))
         total, self.unmeasured = sum(size for _, size, _ in files), 0
-        for _, size, name in sorted(files):
+        for _, size, path in sorted(files):
             if total <= self.max_bytes:
                 break
-            Path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             total -= size
 
     @contextmanager

@@ -8,6 +8,7 @@ Read are the ``file`` tracker's JSON lines, ``{"step": 1, "data": {"critic/rewar
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -48,7 +49,7 @@ def read_log(*paths: str | Path) -> dict[str, list[tuple[int, float]]]:
     points: dict[str, dict[int, float]] = {}
     recalls: dict[tuple[str, int], list[float]] = {}
     for line in (line for path in paths for line in Path(path).read_text("utf-8", "replace").splitlines()):
-        step, data = _file_line(line) or _console_line(line) or (0, {})
+        step, data = _step_of(line)
         for key, value in data.items():
             if math.isfinite(value):
                 points.setdefault(key, {})[step] = value
@@ -64,22 +65,16 @@ def read_log(*paths: str | Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(values.items()) for key, values in points.items()}
 
 
-def _file_line(line: str) -> tuple[int, dict[str, float]] | None:
-    if not line.startswith('{"step":'):
-        return None
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed
-        return None
-    return entry["step"], {k: float(v) for k, v in entry["data"].items() if isinstance(v, (int, float))}
-
-
-def _console_line(line: str) -> tuple[int, dict[str, float]] | None:
-    match = CONSOLE.search(line)
-    if match is None:
-        return None
-    pairs = (CONSOLE_PAIR.fullmatch(part.strip()) for part in line[match.end() :].split(" - "))
-    return int(match[1]), {pair["key"]: float(pair["value"]) for pair in pairs if pair}
+def _step_of(line: str) -> tuple[int, dict[str, float]]:
+    """A step and its metrics; none in a line of neither tracker."""
+    if line.startswith('{"step":'):
+        with suppress(json.JSONDecodeError):  # the last line of a run that was killed
+            entry = json.loads(line)
+            return entry["step"], {k: float(v) for k, v in entry["data"].items() if isinstance(v, (int, float))}
+    if match := CONSOLE.search(line):
+        pairs = (CONSOLE_PAIR.fullmatch(part.strip()) for part in line[match.end() :].split(" - "))
+        return int(match[1]), {pair["key"]: float(pair["value"]) for pair in pairs if pair}
+    return 0, {}
 
 
 def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:

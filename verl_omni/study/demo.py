@@ -48,11 +48,9 @@ class Demo:
     def checkpoints(self, name: str) -> Path:
         return self.out / "checkpoints" / name
 
-    def model(self, name: str) -> Path | None:
-        """Directory of a trained model in transformers' format; None before its training has ended."""
-        if self.models[name] is None:
-            return self.out / "base"
-        return latest(self.checkpoints(name)) if (self.checkpoints(name) / "finished").is_file() else None
+    def model(self, name: str) -> Path:
+        """Directory of the base, or of a model whose training has ended, in transformers' format."""
+        return self.out / "base" if self.models[name] is None else latest(self.checkpoints(name))
 
     def prepare(self) -> None:
         if (self.data / "test.parquet").is_file() and (self.out / "base" / "config.json").is_file():

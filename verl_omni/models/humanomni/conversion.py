@@ -79,7 +79,7 @@ def convert(
         config = build_config(original, dirs, processor)
         expected = expected_shapes(config)
     weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
-    large = ("vocab.json", "tokenizer.json")  # and the weights' index
+    large = ("vocab.json", "tokenizer.json")  # no configurations, nor is the weights' index
     small = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
     config.original_files = {file.name: read_json(file) for file in small}
     has_towers = any(name.startswith(TOWERS) for name in weights)
