@@ -191,9 +191,10 @@ def _media_errors(
     sources: list[tuple], media_check: str, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI
 ) -> dict[tuple, MediaError]:
     exists = {"videos": check_exists, "audios": check_sound_starts}
-    full = {"videos": (check_video, num_frames, frame_format), "audios": (check_audio,)}
+    full: dict[str, tuple] = {"videos": (check_video, num_frames, frame_format), "audios": (check_audio,)}
     settings = {"videos": ("video", num_frames, frame_format), "audios": ("audio", 16000)}
-    decoded, kept = [], store()
+    decoded: list[str | list[str]] = []
+    kept = store()
     # Of processes that start with one corpus, such as ranks, the first decodes it and the others find it in the store.
     turn = kept.alone(fingerprint(sources)) if kept and media_check == "full" else nullcontext()
 
@@ -213,9 +214,10 @@ def _media_errors(
                 stored(file, settings[key], decode, checked=True)
         except MediaError as error:
             return error
+        return None
 
     # A decoder that dies of a file takes no more than its own process with it.
-    with turn, closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count(), PROCESSES)) as pool:
+    with turn, closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count() or 1, PROCESSES)) as pool:
         results = list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
     errors = {source: error for source, error in zip(sources, results, strict=True) if error is not None}
     if media_check == "full":

@@ -28,7 +28,7 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
 from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, content_items, conversation
 from verl_omni.media.cache import read_audio_once, read_video_once
-from verl_omni.media.resize import FrameFormat
+from verl_omni.media.resize import HUMANOMNI, FrameFormat
 from verl_omni.media.store import read_frames, read_sound
 from verl_omni.models.humanomni.processing import question_of
 
@@ -178,7 +178,8 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         messages = conversation(turns, example.get("videos"), example.get("audios"))
         for item in content_items(messages):
             if item["type"] == "video":
-                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format_of(self.config))
+                frame_format = frame_format_of(self.config) or HUMANOMNI
+                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format)
             elif item["type"] == "audio":
                 item["audio"] = read_sound(item["audio"])
         return messages

@@ -4,7 +4,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,9 @@ def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_rat
 
 def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """``map`` in threads (decoders release the GIL), in order, only a few items ahead."""
-    workers = min(os.cpu_count(), 16)
+    workers = min(os.cpu_count() or 1, 16)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque()
+        ahead: deque[Future[R]] = deque()
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) > 2 * workers:

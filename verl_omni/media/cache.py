@@ -19,7 +19,7 @@ from verl_omni.media.resize import FrameFormat
 from verl_omni.media.store import read_frames, read_sound, state_of
 from verl_omni.media.video import VideoSource
 
-Value = TypeVar("Value")  # has .nbytes: an array or a tensor
+Value = TypeVar("Value", bound=Any)  # has .nbytes: an array or a tensor
 
 
 def enabled() -> bool:
@@ -41,13 +41,11 @@ class ContentCache:
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """The value of ``key``, from ``compute()`` if it is not there. What ``compute`` raises is not kept."""
+        mine: Future = Future()
         with self._lock:
-            future = self._futures.get(key)
-            owner = future is None
-            if owner:
-                future = self._futures[key] = Future()
+            future = self._futures.setdefault(key, mine)
             self._futures.move_to_end(key)
-        if not owner:
+        if future is not mine:
             return future.result()
         try:
             value = compute()

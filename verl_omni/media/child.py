@@ -96,10 +96,10 @@ def answer_calls(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            result = function(*args), None
+            value, problem = function(*args), None
         except Exception as error:
-            result = None, error
-        connection.send(result)
+            value, problem = None, error
+        connection.send((value, problem))
 
 
 if __name__ == "__main__":

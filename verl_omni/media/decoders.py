@@ -35,7 +35,8 @@ def by_pyav(path: Path, pick: Pick) -> np.ndarray:
         if not (stream := container.streams.best("video")):
             raise ValueError(NO_VIDEO[0])
         moments = sorted(moment(packet) for packet in container.demux(stream) if packet.size and not packet.is_discard)
-    wanted, frames = [moments[index] for index in pick(len(moments))], []
+    wanted = [moments[index] for index in pick(len(moments))]
+    frames: list[np.ndarray] = []
     with open_container(path) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1

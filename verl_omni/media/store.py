@@ -147,7 +147,7 @@ class Store:
     def keep(self, key: str, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
         """Write an entry. A full disk, or a folder that cannot be written, is logged: training needs no cache."""
         media = np.ascontiguousarray(media)
-        about = {"crc32": str(zlib.crc32(media)), "checked": "full" if checked else ""}
+        about = {"crc32": str(zlib.crc32(media.data)), "checked": "full" if checked else ""}
         about["source"] = json.dumps(source, default=str)
         path = self.path(key)
         temporary = path.with_suffix(f".{uuid.uuid4().hex}")

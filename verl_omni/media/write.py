@@ -29,7 +29,7 @@ def write_clip(
         audio = None if wave is None else clip.add_stream("aac", rate=sampling_rate, layout="mono")
         for frame in chain([first], frames):
             clip.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if audio:
+        if wave is not None and audio is not None:
             sound = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
             sound.sample_rate, sound.pts, sound.time_base = sampling_rate, 0, Fraction(1, sampling_rate)
             clip.mux(audio.encode(sound))

@@ -8,7 +8,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,8 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
                 f"reward.custom_reward_function.path={function} and reward.reward_manager.name=accuracy_format: "
                 "both score completions; keep one (reward.reward_manager.name=naive calls the function)"
             )
-        terms = OmegaConf.to_container(config.reward.get("reward_kwargs") or OmegaConf.create(), resolve=True)
+        given = config.reward.get("reward_kwargs") or OmegaConf.create()
+        terms = cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
         read_terms(terms)
         super().__init__(config, tokenizer, partial(rewards.compute_score, **terms), **reward_model)
 
