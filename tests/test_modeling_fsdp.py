@@ -35,44 +35,73 @@ def loss_of(model, batch):
     return model(**batch, use_cache=False).logits.logsumexp(-1).mean()
 
 
-def worker(rank, directory, init_file, out, freeze_bert):
+def sharded(model):
+    """As verl wraps it."""
     from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
 
-    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    processor, model = AutoProcessor.from_pretrained(directory), load(directory, freeze_bert)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
     for module in [*_select_fsdp2_wrap_targets(model, model._no_split_modules), model]:
         fully_shard(module, mesh=mesh)
-    batch = batches(processor)[rank]
-    with torch.no_grad():  # as verl computes log-probabilities
-        loss_of(model.eval(), batch)
-    loss_of(model.train(), batch).backward()
+    return model
+
+
+def write_gradients(model, rank, out):
     gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
         save_file(gradients, out)
+
+
+def worker(rank, folder, models):
+    """Both ranks' processes, which take seconds to start, do all cases one after another."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'init'}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for case, (tied, freeze_bert) in CASES.items():
+        processor, model = AutoProcessor.from_pretrained(models[tied]), sharded(load(models[tied], freeze_bert))
+        batch = batches(processor)[rank]
+        with torch.no_grad():  # as verl computes log-probabilities
+            loss_of(model.eval(), batch)
+        loss_of(model.train(), batch).backward()
+        write_gradients(model, rank, folder / f"{case}.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(models[True], attn_implementation="sdpa").train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    answers_loss(sharded(model), group_batches(AutoProcessor.from_pretrained(models[True]))[rank]).backward()
+    write_gradients(model, rank, folder / "groups.safetensors")
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("tied", "freeze_bert"), [(True, False), (False, False), (False, True)])
-def test_ranks_with_and_without_media(converted, tmp_path, tied, freeze_bert):
-    pytest.importorskip("verl")
-    model, processor = AutoModelForCausalLM.from_pretrained(converted), AutoProcessor.from_pretrained(converted)
-    if not tied:  # verl then shards every embedding separately, those of BERT and of the towers too
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
-        model.config.tie_word_embeddings = False
-    directory = tmp_path / "model"
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-    files = (str(tmp_path / "init"), str(tmp_path / "gradients.safetensors"))
-    mp.spawn(worker, (str(directory), *files, freeze_bert), nprocs=2)
+CASES = {"tied": (True, False), "untied": (False, False), "BERT frozen": (False, True)}
 
-    model = load(directory, freeze_bert).train()
-    for batch in batches(processor):
+
+@pytest.fixture(scope="module")
+def models(converted, tmp_path_factory):
+    """The model with tied embeddings, and without: verl then shards all of them by themselves, the towers' too."""
+    model, processor = AutoModelForCausalLM.from_pretrained(converted), AutoProcessor.from_pretrained(converted)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    model.config.tie_word_embeddings = False
+    untied = tmp_path_factory.mktemp("untied")
+    model.save_pretrained(untied)
+    processor.save_pretrained(untied)
+    return {True: converted, False: untied}
+
+
+@pytest.fixture(scope="module")
+def gradients(models, tmp_path_factory):
+    """The folder with the two ranks' gradients of each case."""
+    pytest.importorskip("verl")
+    folder = tmp_path_factory.mktemp("gradients")
+    mp.spawn(worker, (folder, models), nprocs=2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_with_and_without_media(models, gradients, case):
+    tied, freeze_bert = CASES[case]
+    model = load(models[tied], freeze_bert).train()
+    for batch in batches(AutoProcessor.from_pretrained(models[tied])):
         (loss_of(model, batch) / 2).backward()
-    found = load_file(tmp_path / "gradients.safetensors")
+    found = load_file(gradients / f"{case}.safetensors")
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     assert any(".bert_model." in name for name in found) != freeze_bert and "model.bert_gate.0.weight" in found
@@ -107,36 +136,13 @@ def answers_loss(model, batch):
     return (output.log_probs.sin() + output.entropy).sum() / 100
 
 
-def group_worker(rank, directory, init_file, out):
-    from verl.utils.fsdp_utils import _select_fsdp2_wrap_targets
-
-    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    processor = AutoProcessor.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
-    for module in [*_select_fsdp2_wrap_targets(model, model._no_split_modules), model]:
-        fully_shard(module, mesh=mesh)
-    answers_loss(model, group_batches(processor)[rank]).backward()
-    gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
-    if rank == 0:
-        save_file(gradients, out)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_ranks_with_and_without_shared_prompts_have_the_plain_gradients(converted, tmp_path, monkeypatch):
-    pytest.importorskip("verl")
-    out = tmp_path / "gradients.safetensors"
-    mp.spawn(group_worker, (str(converted), str(tmp_path / "init"), str(out)), nprocs=2)
-
+def test_ranks_with_and_without_shared_prompts_have_the_plain_gradients(converted, gradients, monkeypatch):
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")
     model = AutoModelForCausalLM.from_pretrained(converted).train()
     for batch in group_batches(AutoProcessor.from_pretrained(converted)):
         (answers_loss(model, batch) / 2).backward()
-    found = load_file(out)
+    found = load_file(gradients / "groups.safetensors")
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

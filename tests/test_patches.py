@@ -123,7 +123,6 @@ def test_a_patch_applies_to_the_installed_version(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @needs_cpu
 @needs_vllm
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +134,6 @@ def test_an_adjustment_is_needed_now_and_does_nothing_once_its_patch_is_applied(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @needs_cpu
 @needs_vllm
 @pytest.mark.parametrize("which", ["released", "patched"])
@@ -144,7 +142,6 @@ def test_adjusting_again_changes_nothing(which, behaviours):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @needs_cpu
 @needs_vllm
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -155,7 +152,6 @@ def test_runs_without_this_packages_rows_rewards_and_model_are_left_alone(name, 
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @needs_cpu
 @needs_vllm
 def test_behaviours_are_the_wanted_ones(behaviours):

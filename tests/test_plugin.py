@@ -118,6 +118,7 @@ def version_of_vllm() -> str:
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_cpu
 def test_import_verl_registers_everything(ended):
     process = ended["registered"]
@@ -133,11 +134,13 @@ def test_import_verl_registers_everything(ended):
     }
 
 
+@pytest.mark.slow
 def test_the_reward_manager_can_be_imported_before_verl(ended):
     process = ended["manager first"]
     assert process.printed == 1, process.errors
 
 
+@pytest.mark.slow
 def test_verl_alone_is_left_as_it_is_without_plugins(ended):
     process = ended["without plug-ins"]
     assert process.status == 0, process.errors
@@ -179,6 +182,7 @@ print(json.dumps([installed.call_count, len(plugin.HOOKS), len({hook.function fo
     assert process.printed == [len(plugin.HOOKS)] * 3
 
 
+@pytest.mark.slow
 @needs_cpu
 def test_threads_are_limited_where_verl_trains_and_nowhere_else():
     code = """
@@ -206,12 +210,14 @@ def test_an_unsupported_version_stops_a_run_that_asks_for_the_plug_in(asking, tm
     assert f"vllm 0.33.0 is installed, verl_omni supports vllm{plugin.SUPPORTED['vllm']}" in process.errors
 
 
+@pytest.mark.slow
 def test_an_unsupported_verl_is_warned_of_and_others_runs_go_on(ended):
     process = ended["old verl"]
     assert process.status == 0, process.errors
     assert f"verl 0.8.0 is installed, verl_omni supports verl{plugin.SUPPORTED['verl']}" in process.errors
 
 
+@pytest.mark.slow
 def test_the_other_distribution_of_this_name_is_warned_of(ended):
     process = ended["other verl_omni"]
     assert process.status == 0, process.errors
@@ -263,6 +269,7 @@ def test_stated_versions_agree():
 # ---- platform --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cpu_platform_leaves_a_gpu_build_of_vllm_alone(ended):
     """A GPU cluster's head node has no accelerator either."""
     process = ended["GPU build"]
