@@ -19,6 +19,8 @@ class OneReplicaAgentLoop(SingleTurnAgentLoop):
     verl's own loop has an id for each rollout; here it is the prompt's. vLLM gets ids of verl's client, one a request.
     """
 
+    server_manager: Any  # verl's class is unknown to mypy
+
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
         """verl's, of a row of its batch, with the ``uid`` that all rollouts of the prompt have."""
         # verl's `full_determinism` hands the loop's ids on to vLLM, where they must differ.
