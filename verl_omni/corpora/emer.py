@@ -57,13 +57,13 @@ def read(root: Path, annotations: Path | None = None) -> Listing:
 def _labels(root: Path, annotations: Path) -> dict[str, str]:
     """MER's label of each clip, or the first of MER2025's open-vocabulary ones."""
     opened = annotations.with_name(annotations.name.replace("track3", "track2"))
+    files = [root / name for name in LABEL_FILES if (root / name).is_file()]
     labels = {}
     if opened != annotations and opened.is_file():
-        words = {name: re.findall(r"[\w-]+", labels) for name, labels in read_columns(opened, "name", "openset")}
-        labels = {name: found[0] for name, found in words.items() if found}
-    elif not any((root / name).is_file() for name in LABEL_FILES):
+        listed = read_columns(opened, "name", "openset")
+        labels = {name: first[0] for name, words in listed if (first := re.search(r"[\w-]+", words))}
+    elif not files:
         require(root / LABEL_FILES[0], "MER's labels of the same clips")
-    for name in LABEL_FILES:
-        if (root / name).is_file():
-            labels |= dict(read_columns(root / name, "name", "discrete"))
+    for file in files:
+        labels |= dict(read_columns(file, "name", "discrete"))
     return labels
