@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SILENCE, soundless_clips
 from omegaconf import OmegaConf
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.trainer.sft_trainer import create_sft_dataset
@@ -329,6 +330,21 @@ def test_sft_batch_of_all_modalities_is_what_the_engine_takes(folder, processor)
     assert inputs["pixel_values"].shape[0] == inputs["bert_input_ids"].shape[0] == 3
     assert inputs["input_features"].shape[0] == 3
     assert len(batch["input_ids"].unbind()) == 6
+
+
+def test_loader_processes_make_the_batches_of_none(folder, processor):
+    """verl's default are 8 of them, forked from a process that has decoded clips."""
+    dataset = sft_dataset(write(folder, sft_rows(MIXED)), processor)
+    collate = SFTTensorCollator("no_padding")
+    here, there = (
+        list(StatefulDataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=workers)) for workers in (0, 2)
+    )
+    assert len(here) == len(there) == 3
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one["input_ids"].values(), other["input_ids"].values())
+        one, other = (extract_multi_modal_inputs(batch["multi_modal_inputs"]) for batch in (one, other))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_sft_rows_give_the_same_sample_each_epoch(folder, processor):

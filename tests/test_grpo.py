@@ -234,13 +234,14 @@ LORA = (
 
 @pytest.fixture(scope="module")
 def cold_start(study) -> Path:
-    """Adapters fine-tuned on two ranks that start with an empty media cache; its log is ``sft.log``."""
+    """Adapters fine-tuned on two ranks, each with two loader processes, from an empty media cache; log: ``sft.log``."""
     python, *trainer = documented("sft_trainer +recipe=recipes/emer_sft_cpu.yaml")
     torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     arguments = [
         *(*torchrun, *trainer, "trainer.n_gpus_per_node=2", *LORA),
         *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
-        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=2", f"trainer.default_local_dir={study / 'sft'}"),
+        *("data.num_workers=2", "data.train_batch_size=4", "data.micro_batch_size_per_gpu=2"),
+        f"trainer.default_local_dir={study / 'sft'}",
         *NO_LOGITS,
     ]
     with pytest.MonkeyPatch.context() as patch:
