@@ -12,7 +12,12 @@ import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
 from verl_omni.__main__ import main
 from verl_omni.data.row import conversation
@@ -221,12 +226,14 @@ def test_the_published_layout_is_loaded_and_exported_without_the_talker(director
     config = json.loads((published / "config.json").read_text())
     config |= {"architectures": ["Qwen2_5OmniModel"], "enable_audio_output": True}
     (published / "config.json").write_text(json.dumps(config))
-    model = AutoModelForImageTextToText.from_pretrained(published)
-    assert type(model).__module__.startswith("verl_omni.")
+    config = AutoConfig.from_pretrained(published)
+    config.train_towers = True
+    model = AutoModelForImageTextToText.from_pretrained(published, config=config)
+    assert type(model).__module__.startswith("verl_omni.") and model.train_towers
     model.save_pretrained(tmp_path / "export")
     processor.save_pretrained(tmp_path / "export")
     exported = json.loads((tmp_path / "export/config.json").read_text())
-    assert exported["architectures"] == ["Qwen2_5OmniForConditionalGeneration"]
+    assert exported["architectures"] == ["Qwen2_5OmniForConditionalGeneration"] and "train_towers" not in exported
     assert load_file(tmp_path / "export/model.safetensors").keys() == weights.keys()
     saved = json.loads((tmp_path / "export/processor_config.json").read_text())
     assert saved["processor_class"] == "Qwen2_5OmniProcessor"

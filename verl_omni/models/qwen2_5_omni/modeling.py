@@ -32,7 +32,7 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         config.enable_audio_output, config.architectures = False, [type(self).__name__]
         super().__init__(config)
         self.thinker = Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config)
-        self.train_towers = getattr(config, "train_towers", False)
+        self.train_towers = config.__dict__.pop("train_towers", False)  # a choice of the run, not saved with the model
         for tower in self.towers:
             watch_weights(tower)
         self.post_init()
