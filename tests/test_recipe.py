@@ -97,6 +97,11 @@ HARDWARE = {
     "actor_rollout_ref.ref.fsdp_config.use_torch_compile",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
     "actor_rollout_ref.rollout.agent.num_workers",
+    "reward.reward_model.rollout.dtype",
+    "reward.reward_model.rollout.enable_sleep_mode",
+    "reward.reward_model.rollout.free_cache_engine",
+    "reward.reward_model.rollout.max_num_seqs",
+    "reward.reward_model.rollout.tensor_model_parallel_size",
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes",
     "actor_rollout_ref.rollout.dtype",
     "actor_rollout_ref.rollout.enable_sleep_mode",
@@ -123,6 +128,7 @@ HANDED_ON = (
 )
 UNLISTED = {  # read by verl
     "actor_rollout_ref.rollout.enable_sleep_mode",
+    "reward.reward_model.rollout.enable_sleep_mode",
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype",
     "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype",
     "engine.mixed_precision.param_dtype",
