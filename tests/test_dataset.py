@@ -52,6 +52,14 @@ MIXED = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def decoded_once(tmp_path_factory):
+    """Each test has a copy of the clips, whose content the cache knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_OMNI_MEDIA_CACHE", str(tmp_path_factory.mktemp("media")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
     return AutoProcessor.from_pretrained(build_tiny(tmp_path_factory.mktemp("tiny")))
