@@ -84,6 +84,26 @@ def prompt_for_vllm(model: str) -> str:
     return processor.tokenizer.decode(qwen2_5_vl_dedup_image_tokens(ids, processor))
 
 
+@probe("verl-serve-classifier.diff")
+def banned_in_the_server(model: str) -> list:
+    """The tokens that a classifier and a language model may not sample, of two; the first samples none."""
+    from types import SimpleNamespace
+
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+    classifier, language = torch.nn.Module(), torch.nn.Module()
+    language.model = torch.nn.Module()  # where verl looks for experts
+    language.compute_logits = lambda: torch.zeros(1, 2)
+    results = []
+    for served in (classifier, language):
+        runner = SimpleNamespace(model=served)
+        worker = SimpleNamespace(model_runner=runner, _iter_all_models=lambda served=served: [served])
+        vLLMColocateWorkerExtension.monkey_patch_model(worker, vocab_size=2, banned_token_ids=[1])
+        logits = served.compute_logits() if hasattr(served, "compute_logits") else torch.zeros(1, 2)
+        results.append(logits.isinf()[0].tolist())
+    return results
+
+
 @probe("verl-positions-of-one-length.diff")
 def positions_unpacked(model: str) -> list:
     """Three sequences' positions ``[4, L]``, packed as TransferQueue does it, of one length and of two."""

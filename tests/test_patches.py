@@ -167,6 +167,7 @@ def test_behaviours_are_the_wanted_ones(behaviours):
         "verl-collapse-audio.diff": "<|VIDEO|><|audio_bos|><|AUDIO|><|audio_eos|>",
         "verl-positions-of-one-length.diff": [[True, [4, 15]], [True, [4, 12]]],
         "verl-sft-positions.diff": [True, True],
+        "verl-serve-classifier.diff": [[False, False], [False, True]],
         # Two rollouts: the third row is padding, and `recall/sad` is of the second alone.
         "verl-log-reward-parts.diff": {
             "reward/accuracy/mean": 0.5, "reward/format/mean": 1.0, "reward/recall/sad/mean": 0.0

@@ -195,6 +195,12 @@ def test_manager_goes_with_verls_reward_model_where_the_function_is_its_own():
     assert scored(manager, "happy", [0, 1, 2, 3])["reward_score"] == 2.0
 
 
+def test_a_reward_model_on_the_trainers_gpus_is_refused_which_would_score_without_labels():
+    with pytest.raises(ValueError, match="enable_resource_pool=true"):
+        reward_manager(reward_model={"enable": True, "enable_resource_pool": False})
+    assert reward_manager(reward_model={"enable": True, "enable_resource_pool": True})
+
+
 def test_verls_validation_turns_the_per_class_figures_into_recalls():
     """The rows as the trainer collects them: a row without a class' figure holds None there."""
     from verl.trainer.ppo.metric_utils import process_validation_metrics

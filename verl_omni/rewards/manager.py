@@ -28,7 +28,8 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
 
     Raises:
         ValueError: a custom reward function is configured too: the manager would have to ignore one of them. Where verl
-            serves a reward model it asks for a function; ``pkg://verl_omni.rewards`` says that it is this one.
+            serves a reward model it asks for a function; ``pkg://verl_omni.rewards`` says that it is this one. Or that
+            reward model is to share the trainer's GPUs, where verl hands it no labels.
         TypeError: ``reward.reward_kwargs`` holds something that is no reward term.
     """
 
@@ -44,6 +45,12 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
             raise ValueError(
                 f"reward.custom_reward_function.path={function} and reward.reward_manager.name=accuracy_format: "
                 "both score completions; keep one (reward.reward_manager.name=naive calls the function)"
+            )
+        served = config.reward.get("reward_model", {})
+        if served.get("enable") and not served.enable_resource_pool:
+            raise ValueError(
+                "reward.reward_model.enable=true: on the trainer's GPUs verl hands a reward model no labels; give it some of "
+                "its own: reward.reward_model.enable_resource_pool=true and .n_gpus_per_node=1 .nnodes=1"
             )
         given = config.reward.get("reward_kwargs") or OmegaConf.create()
         terms = cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
