@@ -49,8 +49,8 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
         served = config.reward.get("reward_model", {})
         if served.get("enable") and not served.enable_resource_pool:
             raise ValueError(
-                "reward.reward_model.enable=true: on the trainer's GPUs verl hands a reward model no labels; give it some of "
-                "its own: reward.reward_model.enable_resource_pool=true and .n_gpus_per_node=1 .nnodes=1"
+                "reward.reward_model.enable=true: on the trainer's GPUs verl hands a reward model no labels; set "
+                "reward.reward_model.enable_resource_pool=true, and its n_gpus_per_node and nnodes"
             )
         given = config.reward.get("reward_kwargs") or OmegaConf.create()
         terms = cast(dict[str, Any], OmegaConf.to_container(given, resolve=True))
