@@ -2,6 +2,11 @@
 
 import json
 import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -99,6 +104,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def group_of(item: pytest.Item) -> str:
     return item.get_closest_marker("xdist_group").args[0]
+
+
+@contextmanager
+def started(command: list[str], log: Path) -> Iterator[str]:
+    """The address of a server of vLLM, by its command and a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address, port = free.getsockname()
+    with log.open("w") as file:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 300
+        while "startup complete" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(1)
+        yield f"{address}:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 class Golden:

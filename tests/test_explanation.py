@@ -1,11 +1,11 @@
 """The explanation's rewards and metrics: what a text asserts, ERV's formulas, the senses, a classifier as verifier."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import sys
 
+import numpy as np
 import pytest
 import torch
+from conftest import started
 
 from verl_omni.metrics import eea, epc, fcr
 from verl_omni.models.humanomni.tiny import train_bert_tokenizer
@@ -249,41 +249,28 @@ def test_at_most_two_emotions_a_sentence_and_the_likeliest_if_none_is_likely(cla
     from verl_omni.rewards.model_verifier import ModelVerifier
 
     class Fixed(ModelVerifier):
-        def logits(self, texts):
-            return torch.tensor([[3.0, 2.0, 1.0, 0.0], [-9.0, -8.0, -7.0, -6.0]])
+        def probabilities(self, texts):
+            return [[0.95, 0.88, 0.73, 0.5], [0.001, 0.002, 0.003, 0.004]]
 
     assert Fixed(classifier)(["a", "b"]) == [["angry", "happy"], ["neutral"]]
 
 
-def test_a_served_classifier_is_asked_as_vllm_answers(classifier):
-    """The wire alone: ``/classify`` of a server that runs the same model; vLLM's own is in the slow tests."""
-    from verl_omni.rewards.model_verifier import ModelVerifier
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_a_classifier_that_vllm_serves_says_what_it_says_here(classifier, tmp_path):
+    pytest.importorskip("vllm")
+    from verl_omni.rewards.model_verifier import load, served
 
-    local = ModelVerifier(classifier)
-
-    class Classify(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert self.path == "/classify" and request["model"] == classifier and not request["use_activation"]
-            logits = local.logits(request["input"]).tolist()
-            body = json.dumps({"data": [{"index": i, "probs": row} for i, row in enumerate(logits)][::-1]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Classify)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"127.0.0.1:{server.server_port}"
+    sentences_of_all = ["She is furious now.", "A man smiling there, in the room.", "He walks now, crying.", "Now."]
+    # verl's server is vLLM's, by the same options: an encoder has no prefix to cache.
+    options = ["--runner", "pooling", "--dtype", "float32", "--no-enable-prefix-caching", "--enforce-eager"]
+    with started([sys.executable, "-m", "verl_omni", "serve", classifier, *options], tmp_path / "log") as address:
+        verifiers = load(classifier), served(classifier, address)
+        here, there = (np.array(verifier.probabilities(sentences_of_all)) for verifier in verifiers)
+        assert np.abs(here - there).max() < 1e-4
         score = compute_score(
             "demo", completion(TEXT), "angry", reward_router_address=address, explanation={"verifier": classifier}
         )
-    finally:
-        server.shutdown()
     assert score["explanation"] == 0.5
 
 

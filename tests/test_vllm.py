@@ -5,12 +5,8 @@ import base64
 import json
 import os
 import socket
-import subprocess
-import time
 import urllib.error
-import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from threading import Thread
@@ -19,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CASES as GOLDEN_CASES
-from conftest import Golden, frames_of, sound
+from conftest import Golden, frames_of, sound, started
 from documents import documented
 
 from benchmarks.faults import claim_a_billion_frames
@@ -285,28 +281,11 @@ def test_a_weight_update_reaches_every_part(engine):
         assert engine.errors([request], outputs, new).max() > 1e-2, part
 
 
-@contextmanager
 def serving(directory, log: Path):
-    """The address of a server of ``directory``, by the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """A server of ``directory``, by the command."""
     *serve, _ = documented("verl_omni serve MODEL")
-    command = [
-        *(*serve, str(directory), "--max-model-len", "256", "--enforce-eager"),
-        *("--served-model-name", "tiny", "--port", str(port), "--allowed-local-media-path", str(CLIPS)),
-    ]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    try:
-        deadline = time.monotonic() + 300
-        while "startup complete" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1/chat/completions"
-    finally:
-        process.terminate()
-        process.wait(60)
+    options = ["--max-model-len", "256", "--served-model-name", "tiny", "--allowed-local-media-path", str(CLIPS)]
+    return started([*serve, str(directory), *options, "--enforce-eager"], log)
 
 
 def ask(server: str, content: list) -> dict:
@@ -314,7 +293,8 @@ def ask(server: str, content: list) -> dict:
         **{"model": "tiny", "messages": [{"role": "user", "content": content}], "return_token_ids": True},
         **{"max_tokens": 16, "logprobs": True, "temperature": 1.0, "seed": 0, "ignore_eos": True},
     }
-    query = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    url = f"http://{server}/v1/chat/completions"
+    query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(query, timeout=60) as reply:
         return json.load(reply)
 
@@ -354,8 +334,8 @@ def test_vllm_serve_answers_a_chat_with_a_clip(environment, converted, tmp_path)
         assert check_served(server, request, model, "landscape.mp4", SAD)["choices"] == before["choices"]
 
         # Closed unless opened: reached from this machine alone, and fetching nothing, not even from it.
-        address = urllib.parse.urlsplit(server)
-        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", address.port), timeout=5):
+        port = int(server.split(":")[1])
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", port), timeout=5):
             pass
-        content = [{"type": "video_url", "video_url": {"url": f"http://{address.netloc}/health"}}]
+        content = [{"type": "video_url", "video_url": {"url": f"http://{server}/health"}}]
         assert "none.invalid" in refused(server, content)

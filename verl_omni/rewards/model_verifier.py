@@ -30,18 +30,15 @@ class ModelVerifier:
         self.multi_label = config.problem_type == "multi_label_classification"
         self.path = path
 
-    def logits(self, texts: list[str]) -> torch.Tensor:
-        """Return ``[texts, labels]``."""
+    def probabilities(self, texts: list[str]) -> list[list[float]]:
+        """Return ``[texts][labels]``."""
         tokenizer, model = _load_model(self.path)
         with torch.inference_mode():
-            return model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
+            logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.float()
+        return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
 
     def __call__(self, texts: list[str]) -> list[list[str]]:
-        if not texts:
-            return []
-        logits = self.logits(texts).float()
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(-1)
-        return [self._choose(row) for row in probabilities.tolist()]
+        return [self._choose(row) for row in self.probabilities(texts)] if texts else []
 
     def _choose(self, probabilities: list[float]) -> list[str]:
         ranked = sorted(zip(probabilities, self.emotions, strict=True), reverse=True)
@@ -56,11 +53,12 @@ class ServedVerifier(ModelVerifier):
         super().__init__(path)
         self.url = f"http://{address}/classify"
 
-    def logits(self, texts: list[str]) -> torch.Tensor:
-        body = json.dumps({"model": self.path, "input": texts, "use_activation": False}).encode()
+    def probabilities(self, texts: list[str]) -> list[list[float]]:
+        # Logits (`use_activation: false`) vLLM gives without the tanh inside a BERT's head, too.
+        body = json.dumps({"model": self.path, "input": texts, "use_activation": True}).encode()
         with urlopen(Request(self.url, body, {"Content-Type": "application/json"}), timeout=600) as response:
             answers = json.load(response)["data"]
-        return torch.tensor([answer["probs"] for answer in sorted(answers, key=lambda answer: answer["index"])])
+        return [answer["probs"] for answer in sorted(answers, key=lambda answer: answer["index"])]
 
 
 @lru_cache
