@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 
 # Two at once; each computes with one thread, and vLLM binds none to the core that it would choose in every engine.
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest \
-  --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+  --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.installed lint
 	$(PYTEST) --durations 25

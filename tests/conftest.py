@@ -86,24 +86,34 @@ def cut_sound(source: Path, path: Path) -> Path:
     return path
 
 
-@pytest.hookimpl(tryfirst=True)
+# With xdist a file's tests run in one process, which has its fixtures, and so do the files of a line here: one training
+# by GRPO (10 GB) and one engine of vLLM are alive at once, for which 24 GB suffice.
+ONE_AT_A_TIME = (
+    ("test_grpo", "test_open_study", "test_qwen2_5_omni_grpo"),
+    ("test_vllm", "test_qwen2_5_omni_vllm", "test_gpu", "test_answering", "test_infer", "test_explanation"),
+)
+
+
+def group_of(file: str) -> tuple[int, str]:
+    """What runs in one process, the longest first."""
+    order = next((place for place, files in enumerate(ONE_AT_A_TIME) if file in files), len(ONE_AT_A_TIME))
+    return order, "" if order < len(ONE_AT_A_TIME) else file
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With xdist's ``--dist loadgroup``: a file's tests share a worker and its fixtures, and the longest start first.
-
-    ``xdist_group("ray")`` and ``("vllm")`` go across files: so that one training and one engine are alive at once, for
-    which 24 GB suffice.
-    """
-    if not hasattr(config, "workerinput"):  # no worker of xdist's: the order of the files
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    slow = {group_of(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (group_of(item) != "ray", group_of(item) != "vllm", group_of(item) not in slow))
+    if hasattr(config, "workerinput"):  # a worker of xdist's; otherwise the order of the files
+        slow = {item.path.stem for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (group_of(item.path.stem)[0], item.path.stem not in slow))
 
 
-def group_of(item: pytest.Item) -> str:
-    return item.get_closest_marker("xdist_group").args[0]
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(group_of(Path(nodeid.split("::")[0]).stem))
+
+    return ByGroup(config, log)
 
 
 @contextmanager

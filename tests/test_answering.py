@@ -223,7 +223,6 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_path: Path) -> None:
     rows = read_rows(taught.rows)
     rows.insert(0, rl_row(99, str(CLIPS / "broken.mp4"), content=rows[0]["prompt"][0]["content"]))
@@ -289,7 +288,6 @@ def answer_as_the_original(model: Path, clip: str, sound: str, question: str, as
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_the_preset_answers_as_the_authors_evaluation(converted: Path, tmp_path: Path) -> None:
     """Squashed frames, their question with its options, their penalty, silence where there is none; a flag wins."""
     clips = [str(CLIPS / f"{name}.mp4") for name in ("landscape", "portrait", "noaudio")]
@@ -314,7 +312,6 @@ def test_the_preset_answers_as_the_authors_evaluation(converted: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_a_model_gets_no_other_modality_than_the_ones_named(taught: Taught, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "verl_omni", "evaluate", str(taught.model), "--data", str(taught.rows)]
     command += ["--out", str(tmp_path), "--modalities", "video", "--modality-ablation", "--max-tokens", "40"]

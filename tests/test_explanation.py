@@ -256,7 +256,6 @@ def test_at_most_two_emotions_a_sentence_and_the_likeliest_if_none_is_likely(cla
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_a_classifier_that_vllm_serves_says_what_it_says_here(classifier, tmp_path):
     pytest.importorskip("vllm")
     from verl_omni.rewards.model_verifier import load, served

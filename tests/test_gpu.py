@@ -5,7 +5,7 @@ import torch
 from conftest import HARDWARE
 from test_vllm import CASES, Engine, environment, update_weights  # noqa: F401  (a fixture)
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.slow
 SETTINGS = {
     "cpu": {},
     "cuda": {"enforce_eager": False, "enable_sleep_mode": True, "gpu_memory_utilization": 0.5},

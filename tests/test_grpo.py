@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from documents import documented
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 # A random model earns no reward of ours, and with equal rewards GRPO has no gradient.
 VARIED_REWARD = (

@@ -65,7 +65,6 @@ def test_a_clip_that_makes_the_decoder_abort_is_named(tiny: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_think_and_answer_are_the_models_own(taught: Taught, capsys) -> None:
     for row in read_rows(taught.rows)[:4]:
         label = row["reward_model"]["ground_truth"]
@@ -74,7 +73,6 @@ def test_think_and_answer_are_the_models_own(taught: Taught, capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
 def test_another_question_reaches_the_model(taught: Taught, capsys) -> None:
     clip = read_rows(taught.rows)[0]["videos"][0]
     command = ["infer", clip, "--model", str(taught.model), "--max-tokens", "40", "--ask", OTHER_QUESTION]

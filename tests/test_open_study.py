@@ -13,7 +13,7 @@ from verl_omni.data.files import read_rows
 from verl_omni.evaluation.results import read_answers
 from verl_omni.models.humanomni.tiny import build_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 SHORT = ("trainer.total_training_steps=1", "data.train_batch_size=4")
 

@@ -10,7 +10,7 @@ from test_grpo import GRPO, SMALL, answer_with_vllm, run, train
 
 from verl_omni.models.families import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 QWEN_GRPO = [*GRPO[:-1], "+recipe=r1omni_qwen2_5_omni_cpu"]
 

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from verl_omni.media import read_audio, read_video
 from verl_omni.models.families import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.slow
 vllm = pytest.importorskip("vllm")
 
 HAPPY, SAD = "Is this person happy?", "Is this person sad? Why?"

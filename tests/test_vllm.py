@@ -22,7 +22,7 @@ from benchmarks.faults import claim_a_billion_frames
 from verl_omni.media import read_audio, read_video
 from verl_omni.models import HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.slow
 vllm = pytest.importorskip("vllm")
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
