@@ -106,6 +106,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (group_of(item.path.stem)[0], item.path.stem not in slow))
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist, one after another
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     from xdist.scheduler import LoadScopeScheduling
 

@@ -73,13 +73,13 @@ def banned_tokens(model: str) -> list[str]:
 
 @probe("verl-collapse-audio.diff")
 def prompt_for_vllm(model: str) -> str:
-    """Of a clip with its sound, by a processor whose model upstream's vLLM has."""
+    """Of a clip with its sound, by a processor whose model upstream's vLLM has; other probes run beside this one."""
     from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 
     from verl_omni.models.families import load
 
     family = load("qwen2_5_omni")
-    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni"))
+    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni_{os.getpid()}"))
     ids = processor.tokenizer.encode("<|VIDEO|><|VIDEO|><|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>")
     return processor.tokenizer.decode(qwen2_5_vl_dedup_image_tokens(ids, processor))
 
@@ -131,7 +131,7 @@ def positions_in_fine_tuning(model: str) -> list[bool]:
     from verl_omni.models.families import load
 
     family = load("qwen2_5_omni")
-    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni"))
+    processor = family.load_processor(family.build_tiny(f"{model}_qwen2_5_omni_{os.getpid()}"))
     clip, turns = str(CLIP), {"user": "<video><audio>Who smiles?", "assistant": "She."}
     messages = [{"role": role, "content": content} for role, content in turns.items()]
     rows = Path(f"{model}_rows.json")

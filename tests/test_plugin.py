@@ -346,18 +346,22 @@ def test_kernels_of_another_instruction_set_have_a_cache_of_their_own(capability
 
 
 PARENT = """
-import multiprocessing, time
+import multiprocessing, sys, time
 
-def engine():
+def engine(leaves):
     from multiprocessing.shared_memory import SharedMemory
     from verl_omni import plugin
     plugin.register_vllm()
     queue = SharedMemory(create=True, size=1)
     print(queue.name, flush=True)
-    time.sleep(600)
+    if leaves:  # as vLLM's worker, which sees the end of its engine
+        multiprocessing.parent_process().join()
+    else:
+        time.sleep(600)
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=engine, name="EngineCore").start()
+    leaves = sys.argv[1] == "True"
+    multiprocessing.get_context("spawn").Process(target=engine, args=(leaves,), name="EngineCore").start()
     time.sleep(600)
 """
 
@@ -386,6 +390,7 @@ def test_others_engines_are_not_watched(monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "name", "EngineCore")
     started = []
     monkeypatch.setattr(plugin.threading, "Thread", lambda **_: started.append(1) or SimpleNamespace(start=list))
+    monkeypatch.setattr(plugin.multiprocessing.util, "Finalize", lambda *_, **__: None)
     monkeypatch.delenv(plugin.RUN, raising=False)
     plugin.end_with_parent()
     assert not started
@@ -394,10 +399,11 @@ def test_others_engines_are_not_watched(monkeypatch):
     assert started
 
 
-def test_vllms_engine_ends_when_its_server_is_killed(tmp_path):
+@pytest.mark.parametrize("leaves", [False, True], ids=["waits", "leaves by itself"])
+def test_vllms_engine_ends_when_its_server_is_killed(leaves, tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen(
-        [sys.executable, "parent.py"],
+        [sys.executable, "parent.py", str(leaves)],
         cwd=tmp_path,
         env={**os.environ, plugin.RUN: "1"},
         stdout=subprocess.PIPE,

@@ -9,13 +9,13 @@ imported.
 import importlib
 import importlib.metadata
 import multiprocessing
+import multiprocessing.util
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
@@ -126,19 +126,28 @@ def end_with_parent() -> None:
     them beforehand: it ends by itself soon after. In a run of this package alone (``RUN``).
     """
     parent = multiprocessing.parent_process()
+    named = multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker"))
+    if RUN not in os.environ or parent is None or not named:
+        return
+    queues: set[Path] = set()
 
-    def watch(parent: BaseProcess) -> None:
-        queues: set[Path] = set()
+    def remove_queues() -> None:
+        parent.join(0.2)
+        if not parent.is_alive():  # otherwise it does so itself
+            for queue in queues:
+                queue.unlink(missing_ok=True)
+
+    def watch() -> None:
         while parent.is_alive():
             lines = Path("/proc/self/maps").read_text().splitlines()
-            queues |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line}
+            queues.update(Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line)
             parent.join(2)
-        for queue in queues:
-            queue.unlink(missing_ok=True)
+        remove_queues()
         os._exit(1)
 
-    if RUN in os.environ and parent and multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
-        threading.Thread(target=watch, args=(parent,), daemon=True).start()
+    # vLLM's worker sees its engine's end as well, and may be gone before the thread wakes.
+    multiprocessing.util.Finalize(None, remove_queues, exitpriority=0)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def register_vllm() -> None:
