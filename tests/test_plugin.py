@@ -10,6 +10,8 @@ import sys
 import time
 import tomllib
 from importlib.metadata import version
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -370,8 +372,18 @@ if __name__ == "__main__":
 def test_a_run_that_asks_for_the_plug_in_is_marked_and_no_other(asked, monkeypatch):
     constants_ppo = SimpleNamespace(PPO_RAY_RUNTIME_ENV={"env_vars": {}})
     monkeypatch.setattr(sys, "argv", ["main_ppo.py", "+recipe=r1omni" if asked else "data.train_files=x"])
+    ends: list = []
+    monkeypatch.setattr(plugin.atexit, "register", lambda *call: ends.append(call))
     plugin.mark_run(constants_ppo)
-    assert constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"] == ({plugin.RUN: "1"} if asked else {})
+    assert list(constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"]) == [plugin.RUN] * asked
+    for end, folder in ends:  # a queue that vLLM's processes noted, and left
+        assert str(folder) == constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][plugin.RUN]
+        queue = SharedMemory(create=True, size=1)
+        (folder / queue.name).touch()
+        end(folder)
+        assert not folder.exists() and not Path("/dev/shm", queue.name).exists()
+        resource_tracker.unregister(queue._name, "shared_memory")
+    assert len(ends) == asked
 
 
 @pytest.mark.parametrize("marked", [True, False])

@@ -6,15 +6,19 @@ at all. So nothing of verl or vLLM is imported here: each row of the table waits
 imported.
 """
 
+import atexit
 import importlib
 import importlib.metadata
 import multiprocessing
 import multiprocessing.util
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -108,9 +112,17 @@ def register() -> None:
 
 
 def mark_run(constants_ppo: ModuleType) -> None:
-    """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package."""
+    """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package; a folder for notes."""
     if is_asked():
-        constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = "1"
+        constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = folder = tempfile.mkdtemp(prefix="verl_omni_")
+        atexit.register(end_run, Path(folder))
+
+
+def end_run(folder: Path) -> None:
+    """Remove the queues that vLLM's processes on this machine had noted: none of them may be left to do so."""
+    for queue in folder.iterdir():
+        Path("/dev/shm", queue.name).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def register_agent_loop(_: ModuleType) -> None:
@@ -130,6 +142,7 @@ def end_with_parent() -> None:
     if RUN not in os.environ or parent is None or not named:
         return
     queues: set[Path] = set()
+    notes = Path(os.environ[RUN])  # of `mark_run`, if this is the driver's machine
 
     def remove_queues() -> None:
         parent.join(0.2)
@@ -141,6 +154,9 @@ def end_with_parent() -> None:
         while parent.is_alive():
             lines = Path("/proc/self/maps").read_text().splitlines()
             queues.update(Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line)
+            with suppress(FileNotFoundError):  # no folder, or the run is at its end
+                for queue in queues if notes.is_absolute() else ():
+                    (notes / queue.name).touch()
             parent.join(2)
         remove_queues()
         os._exit(1)
