@@ -8,14 +8,13 @@ makes one of the folders. Prints a table, the figures of the seeds side by side,
 import argparse
 import json
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.study.demo import TOKENS, metrics_of
+from verl_omni.study.demo import cost, metrics_of
 
 FORMATS = {
     "accuracy, %": "{:.1f}",
@@ -33,9 +32,8 @@ def figures_of(out: Path) -> pd.DataFrame:
     for name in names:
         scores = json.loads((out / "results" / f"{name}.scores.json").read_text())
         normal = next(score for score in scores if score["variant"] == "normal")
-        metrics = metrics_of(out, name)
-        explained = [normal["war"], normal["epc"], normal["consistency"].get("contradicting", 0)]
-        models[name] = [*explained, metrics[TOKENS][-1][1], median(seconds for _, seconds in metrics["timing_s/step"])]
+        contradicting = normal["consistency"].get("contradicting", 0)
+        models[name] = [normal["war"], normal["epc"], contradicting, *cost(metrics_of(out, name))]
     return pd.DataFrame.from_dict(models, orient="index", columns=list(FORMATS))
 
 

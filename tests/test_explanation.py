@@ -260,7 +260,12 @@ def test_a_classifier_that_vllm_serves_says_what_it_says_here(classifier, tmp_pa
     pytest.importorskip("vllm")
     from verl_omni.rewards.model_verifier import load, served
 
-    sentences_of_all = ["She is furious now.", "A man smiling there, in the room.", "He walks now, crying.", "Now."]
+    sentences_of_all = [
+        "She is furious now.",
+        "A man smiling there, in the room.",
+        "He walks now, crying.",
+        "Now. " * 99,
+    ]
     # verl's server is vLLM's, by the same options: an encoder has no prefix to cache.
     options = ["--runner", "pooling", "--dtype", "float32", "--no-enable-prefix-caching", "--enforce-eager"]
     with started([sys.executable, "-m", "verl_omni", "serve", classifier, *options], tmp_path / "log") as address:

@@ -134,7 +134,8 @@ def reward_manager(**reward):
     from omegaconf import OmegaConf
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
-    config = OmegaConf.create({"reward": {"custom_reward_function": {"path": None}, **reward}})
+    default = {"custom_reward_function": {"path": None}, "reward_model": {"enable": False}}
+    config = OmegaConf.create({"reward": {**default, **reward}})
     return get_reward_manager_cls("accuracy_format")(config=config, tokenizer=WordTokenizer(), compute_score=None)
 
 

@@ -10,7 +10,6 @@ import atexit
 import importlib
 import importlib.metadata
 import multiprocessing
-import multiprocessing.util
 import os
 import shutil
 import sys
@@ -135,7 +134,8 @@ def end_with_parent() -> None:
 
     vLLM's engine would wait for requests for ever. Ray ends an actor by killing its children, Python's resource
     tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm. vLLM's worker does, which knows
-    them beforehand: it ends by itself soon after. In a run of this package alone (``RUN``).
+    them beforehand, unless it is gone first: then the run's driver does (``end_run``). In a run of this package alone
+    (``RUN``).
     """
     parent = multiprocessing.parent_process()
     named = multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker"))
@@ -143,12 +143,6 @@ def end_with_parent() -> None:
         return
     queues: set[Path] = set()
     notes = Path(os.environ[RUN])  # of `mark_run`, if this is the driver's machine
-
-    def remove_queues() -> None:
-        parent.join(0.2)
-        if not parent.is_alive():  # otherwise it does so itself
-            for queue in queues:
-                queue.unlink(missing_ok=True)
 
     def watch() -> None:
         while parent.is_alive():
@@ -158,11 +152,10 @@ def end_with_parent() -> None:
                 for queue in queues if notes.is_absolute() else ():
                     (notes / queue.name).touch()
             parent.join(2)
-        remove_queues()
+        for queue in queues:
+            queue.unlink(missing_ok=True)
         os._exit(1)
 
-    # vLLM's worker sees its engine's end as well, and may be gone before the thread wakes.
-    multiprocessing.util.Finalize(None, remove_queues, exitpriority=0)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -38,13 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 def read_as_trained(model: str) -> list[str]:
     """Let ``models.vllm_media`` read what requests to a family's model name; the options that tell it which frames."""
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
-    from verl_omni.models.families import family_of
+    from verl_omni.models.families import FOLDERS, load
 
-    family = family_of(AutoConfig.from_pretrained(model))
-    if not family:
+    config, _ = PreTrainedConfig.get_config_dict(model)  # not built: another's may need code that it brings along
+    if config.get("model_type") not in FOLDERS:
         return []
+    family = load(FOLDERS[config["model_type"]])
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "verl_omni")
     processor = family.load_processor(model)
     frame_format = processor.frame_format()

@@ -46,8 +46,7 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
                 f"reward.custom_reward_function.path={function} and reward.reward_manager.name=accuracy_format: "
                 "both score completions; keep one (reward.reward_manager.name=naive calls the function)"
             )
-        served = config.reward.get("reward_model", {})
-        if served.get("enable") and not served.enable_resource_pool:
+        if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
             raise ValueError(
                 "reward.reward_model.enable=true: on the trainer's GPUs verl hands a reward model no labels; set "
                 "reward.reward_model.enable_resource_pool=true, and its n_gpus_per_node and nnodes"

@@ -1,8 +1,7 @@
 """The explanation's verifier as a model: any sequence classifier of transformers, here or served by verl.
 
     +reward.reward_kwargs.explanation.verifier=DIR                      in the reward worker, on its CPU
-    ... reward.reward_model.enable=true reward.reward_model.model_path=DIR reward.reward_model.rollout.name=vllm
-        reward.custom_reward_function.path=pkg://verl_omni.rewards      as verl's reward model, where there is a GPU
+    and what docs/rewards.md adds to it                                 as verl's reward model, on GPUs of its own
 
 The classifier's labels (``id2label``) are emotion words; ERV's is a RoBERTa on the 28 of GoEmotions.
 """
@@ -33,8 +32,10 @@ class ModelVerifier:
     def probabilities(self, texts: list[str]) -> list[list[float]]:
         """Return ``[texts][labels]``."""
         tokenizer, model = _load_model(self.path)
+        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)  # not each tokenizer knows
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         with torch.inference_mode():
-            logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.float()
+            logits = model(**tokens).logits.float()
         return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
 
     def __call__(self, texts: list[str]) -> list[list[str]]:
@@ -55,7 +56,8 @@ class ServedVerifier(ModelVerifier):
 
     def probabilities(self, texts: list[str]) -> list[list[float]]:
         # Logits (`use_activation: false`) vLLM gives without the tanh inside a BERT's head, too.
-        body = json.dumps({"model": self.path, "input": texts, "use_activation": True}).encode()
+        asked = {"model": self.path, "input": texts, "use_activation": True, "truncate_prompt_tokens": -1}
+        body = json.dumps(asked).encode()
         with urlopen(Request(self.url, body, {"Content-Type": "application/json"}), timeout=600) as response:
             answers = json.load(response)["data"]
         return [answer["probs"] for answer in sorted(answers, key=lambda answer: answer["index"])]

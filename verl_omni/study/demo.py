@@ -135,16 +135,16 @@ def summary(demo: Demo) -> Table:
             *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
             f"{normal['epc']:.1f}",
             f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}",
-            *(_cost(metrics_of(demo.out, name)) if demo.variants else []),
+            *(f"{value:.1f}" for value in (cost(metrics_of(demo.out, name)) if demo.variants else [])),
         )
     return table
 
 
-def _cost(metrics: dict[str, list[tuple[int, float]]]) -> list[str]:
+def cost(metrics: dict[str, list[tuple[int, float]]]) -> list[float]:
     """Tokens an answer at the end, and the median step's seconds; nothing for a model that GRPO did not train."""
     if TOKENS not in metrics:
         return []
-    return [f"{metrics[TOKENS][-1][1]:.1f}", f"{median(seconds for _, seconds in metrics['timing_s/step']):.1f}"]
+    return [metrics[TOKENS][-1][1], median(seconds for _, seconds in metrics["timing_s/step"])]
 
 
 def metrics_of(out: Path, name: str) -> dict[str, list[tuple[int, float]]]:
