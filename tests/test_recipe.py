@@ -535,3 +535,26 @@ def test_settings_that_cannot_work_end_the_command(config, name, override, monke
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # then nothing refers to a clip stored elsewhere
     if "rollout_tq" in override:
         check.on_job_start(composed(name, override, config=config))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, config in SHIPPED.items() if config == GRPO]
+    + [f"[{base},{variant}]" for base in ("r1omni", "r1omni_cpu") for variant in VARIANTS],
+)
+def test_micro_batches_divide_what_each_rank_has(name):
+    check, config = recipe.CheckSettings(), composed(name)
+    check.on_job_start(config)
+    config.trainer.n_gpus_per_node = 1
+    check.on_job_start(config)
+    actor = config.actor_rollout_ref.actor
+    actor.ppo_micro_batch_size_per_gpu *= 3
+    with pytest.raises(
+        SystemExit, match=f"actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu}: it"
+    ):
+        check.on_job_start(config)
+
+
+def test_more_ranks_than_micro_batches_end_the_command():
+    with pytest.raises(SystemExit, match=r"=64: it must divide the 32 rows that a rank of 4 has of 16 prompts with 8"):
+        recipe.CheckSettings().on_job_start(composed("r1omni_cpu", "trainer.n_gpus_per_node=4"))

@@ -1,7 +1,7 @@
 """What a recipe does before a trainer starts: callbacks of Hydra that end a run which cannot work, at once."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -69,8 +69,28 @@ class CheckSettings(Callback):
         values = {key: OmegaConf.select(config, key) for key in REFUSED}
         if not enabled():
             del values["skip.rollout_tq.enable"]
-        if wrong := [f"{key}={value}: {REFUSED[key][1]}" for key, value in values.items() if value == REFUSED[key][0]]:
-            raise SystemExit("\n".join(["settings that cannot work with HumanOmni:", *wrong]))
+        wrong = [f"{key}={value}: {REFUSED[key][1]}" for key, value in values.items() if value == REFUSED[key][0]]
+        if wrong := wrong + list(_uneven(config)):
+            raise SystemExit("\n".join(["settings that cannot work:", *wrong]))
+
+
+def _uneven(config: DictConfig) -> Iterator[str]:
+    """Micro-batches that do not divide what a rank has: verl would say so after the first rollouts, without numbers."""
+    if "actor_rollout_ref" not in config:
+        return
+    parts, batch = config.actor_rollout_ref, config.data.train_batch_size
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node // parts.actor.ulysses_sequence_parallel_size
+    for key, prompts, by_tokens in (
+        ("actor.ppo_micro_batch_size_per_gpu", parts.actor.ppo_mini_batch_size, parts.actor.use_dynamic_bsz),
+        ("ref.log_prob_micro_batch_size_per_gpu", batch, parts.ref.log_prob_use_dynamic_bsz),
+        ("rollout.log_prob_micro_batch_size_per_gpu", batch, parts.rollout.log_prob_use_dynamic_bsz),
+    ):
+        size, rows = OmegaConf.select(parts, key), prompts * parts.rollout.n / ranks
+        if size and not by_tokens and rows % size:
+            yield (
+                f"actor_rollout_ref.{key}={size}: it must divide the {rows:g} rows that a rank of {ranks} has of "
+                f"{prompts} prompts with {parts.rollout.n} rollouts"
+            )
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
