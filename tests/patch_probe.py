@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch as replaced
@@ -24,8 +25,12 @@ from packaging.version import Version
 CLIP = Path(__file__).parent / "golden/clips/landscape.mp4"
 PROBES: dict[str, Callable[[str], object]] = {}
 # Those that tell runs apart: with ours=False, a run without this package's rows, rewards or model.
-ELSEWHERE = tuple(
-    f"verl-{name}.diff" for name in ("log-reward-parts", "groups-together", "clips-once", "lora-hf-model")
+ELSEWHERE = (
+    "verl-log-reward-parts.diff",
+    "verl-groups-together.diff",
+    "verl-clips-once.diff",
+    "verl-lora-hf-model.diff",
+    "vllm-nameless-queues.diff",
 )
 
 
@@ -440,6 +445,27 @@ def placeholders_without_media(model: str) -> list[str]:
             assert str([prompt[1]]) in str(error), error
             outcomes.append("refused")
     return outcomes
+
+
+@probe("vllm-nameless-queues.diff")
+def queue_in_use(model: str, ours: bool = True) -> list[object]:
+    """Whether a queue that both ends have opened has a name in /dev/shm, what its reader gets, and what is left."""
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    mark = replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {})
+    with mark, ThreadPoolExecutor(1) as pool:
+        writer = MessageQueue(1, 1)
+        file = Path("/dev/shm", writer.buffer.shared_memory.name)
+        reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+        ready = pool.submit(reader.wait_until_ready)
+        named_before = file.exists()
+        writer.wait_until_ready()
+        ready.result(timeout=30)
+        named = file.exists()
+        writer.enqueue({"step": 1})
+        received = reader.dequeue(timeout=30)
+        del reader, writer
+    return [named_before, named, received, file.exists()]
 
 
 def behaviour(function: Callable, *args: object) -> object:

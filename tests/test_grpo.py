@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,32 +87,23 @@ def train(study: Path, name: str, words: list[str], *overrides: str) -> dict[int
 
 
 def run(study: Path, name: str, arguments: list[str]) -> None:
-    before, process = abandoned_queues(), start(study, name, arguments)
+    process = start(study, name, arguments)
     try:
         status = process.wait(timeout=900)
-        until(lambda: subprocess.run(["pgrep", "-s", str(process.pid)], stdout=subprocess.DEVNULL).returncode)
-        # Another engine on this machine may be at its end, too, and on a busy one that takes a minute.
-        assert until(lambda: not abandoned_queues() - before, seconds=120), "vLLM's shared memory is left"
     finally:
         kill(process)
     assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> bool:
-    """Whether it becomes true in this time."""
-    deadline = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return bool(met)
-
-
-def abandoned_queues() -> set[str]:
-    """vLLM's shared memory that no process has mapped."""
-    mapped = ""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+def queues_of(process: subprocess.Popen) -> set[str]:
+    """vLLM's shared memory that a trainer's processes have mapped, as the kernel names it."""
+    pids = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    found = set()
+    for pid in pids:
         with suppress(OSError):
-            mapped += maps.read_text()
-    return {path.name for path in Path("/dev/shm").glob("psm_*") if path.name not in mapped}
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            found |= {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line}
+    return found
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -132,6 +122,7 @@ class Killed:
     checkpoint: int  # the last step on record by then
     after: dict[int, dict]
     exported: Path
+    queues: set[str]  # of vLLM, when it was killed
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +137,21 @@ def killed(study) -> Killed:
         while not (tracker.is_file() and tracker.read_text() and has_a_line(study / "killed.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
             time.sleep(0.1)
+        queues = queues_of(process)
         kill(process)
         before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
         tracker.write_text("")  # as a kill leaves it while verl notes a checkpoint
         after = train(study, "killed", GRPO, *overrides)
-    return Killed(before, checkpoint, after, study / "killed" / "global_step_3" / "actor" / "huggingface")
+    return Killed(before, checkpoint, after, study / "killed" / "global_step_3" / "actor" / "huggingface", queues)
 
 
 def test_a_killed_run_goes_on_after_its_last_checkpoint(killed):
     assert killed.checkpoint < 3, "it was killed too late"
     assert sorted(killed.after) == list(range(killed.checkpoint + 1, 4))
+
+
+def test_vllms_queues_are_freed_with_its_processes(killed):
+    assert len(killed.queues) == 2 and all(queue.endswith(" (deleted)") for queue in killed.queues)
 
 
 def test_rollouts_have_the_actors_probabilities(killed):

@@ -6,18 +6,14 @@ at all. So nothing of verl or vLLM is imported here: each row of the table waits
 imported.
 """
 
-import atexit
 import importlib
 import importlib.metadata
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -111,17 +107,9 @@ def register() -> None:
 
 
 def mark_run(constants_ppo: ModuleType) -> None:
-    """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package; a folder for notes."""
+    """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package."""
     if is_asked():
-        constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = folder = tempfile.mkdtemp(prefix="verl_omni_")
-        atexit.register(end_run, Path(folder))
-
-
-def end_run(folder: Path) -> None:
-    """Remove the queues that vLLM's processes on this machine had noted: none of them may be left to do so."""
-    for queue in folder.iterdir():
-        Path("/dev/shm", queue.name).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+        constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = "1"
 
 
 def register_agent_loop(_: ModuleType) -> None:
@@ -130,30 +118,17 @@ def register_agent_loop(_: ModuleType) -> None:
 
 
 def end_with_parent() -> None:
-    """Let one of vLLM's own processes end, with its shared memory, when the one that started it was killed.
+    """Let one of vLLM's own processes end when the one that started it was killed: it would wait for requests for ever.
 
-    vLLM's engine would wait for requests for ever. Ray ends an actor by killing its children, Python's resource
-    tracker among them, and nobody would remove vLLM's queues (400 MB) from /dev/shm. vLLM's worker does, which knows
-    them beforehand, unless it is gone first: then the run's driver does (``end_run``). In a run of this package alone
-    (``RUN``).
+    In a run of this package alone (``RUN``).
     """
     parent = multiprocessing.parent_process()
     named = multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker"))
     if RUN not in os.environ or parent is None or not named:
         return
-    queues: set[Path] = set()
-    notes = Path(os.environ[RUN])  # of `mark_run`, if this is the driver's machine
 
     def watch() -> None:
-        while parent.is_alive():
-            lines = Path("/proc/self/maps").read_text().splitlines()
-            queues.update(Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line)
-            with suppress(FileNotFoundError):  # no folder, or the run is at its end
-                for queue in queues if notes.is_absolute() else ():
-                    (notes / queue.name).touch()
-            parent.join(2)
-        for queue in queues:
-            queue.unlink(missing_ok=True)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
