@@ -188,6 +188,7 @@ def test_manager_scores_the_terms_of_the_configuration():
     extra = result["reward_extra_info"]
     # "He smiles.": no word of an emotion, and the one sense that a clip without sound has.
     assert (extra["explanation"], extra["faithfulness"], result["reward_score"]) == (0.0, 1.0, 4.0)
+    assert extra["media"] == "a.mp4"
     assert scored(manager, "happy", [0, 1, 2, 3])["reward_extra_info"]["faithfulness"] == 0.5
 
 

@@ -60,14 +60,17 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
         """Return ``reward_score`` and ``reward_extra_info``, whose numbers verl averages at validation.
 
         Besides ``compute_score``'s values there is ``recall/<label>`` in rows of that label alone: verl's mean over the
-        rows that have it is the class' recall (UAR is not a mean over rows, but the mean of these figures).
+        rows that have it is the class' recall (UAR is not a mean over rows, but the mean of these figures); and
+        ``media``, the files of video and sound, for who reads the answers that verl dumps.
         """
         row = data[-1:][0].non_tensor_batch
         if "raw_prompt" in row:
-            kinds = [item["type"] for item in content_items(row["raw_prompt"])]
-            row["extra_info"]["senses"] = [SENSE_OF_MEDIA[kind] for kind in kinds if kind in SENSE_OF_MEDIA]
+            items = [item for item in content_items(row["raw_prompt"]) if item["type"] in SENSE_OF_MEDIA]
+            row["extra_info"]["senses"] = [SENSE_OF_MEDIA[item["type"]] for item in items]
         result = await super().run_single(data)
         label = extract_answer(row["reward_model"]["ground_truth"])
         extra = result["reward_extra_info"]
         extra[f"recall/{label}"] = extra["accuracy"]
+        if "raw_prompt" in row:
+            extra["media"] = " ".join(dict.fromkeys(str(item[item["type"]]) for item in items))
         return result
