@@ -15,10 +15,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import verl_omni.models  # noqa: F401
 from verl_omni.data.check import Row, check_media
-from verl_omni.media import frame_indices, read_audio, read_video, store
+from verl_omni.media import read_audio, read_video, store
 from verl_omni.media.child import Children
 from verl_omni.media.resize import HUMANOMNI
 from verl_omni.media.store import read_frames, read_sound
+from verl_omni.media.video import frame_indices
 from verl_omni.media.write import write_clip
 from verl_omni.models.humanomni.processing import HumanOmniProcessor
 

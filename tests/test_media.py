@@ -11,7 +11,8 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
-from verl_omni.media import MediaError, NoAudioError, frame_indices, read_audio, read_video
+from verl_omni.media import MediaError, NoAudioError, read_audio, read_video
+from verl_omni.media.video import frame_indices
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIPS = GOLDEN / "clips"

@@ -98,18 +98,8 @@ class OmniRLHFDataset(RLHFDataset):
         RowsError: rows or media that cannot be trained on.
     """
 
-    def __init__(
-        self,
-        data_files: str | list[str],
-        tokenizer: PreTrainedTokenizerBase,
-        config: DictConfig,
-        processor: ProcessorMixin,
-        max_samples: int = -1,
-    ):
-        fill_in_frames(config, processor)
-        super().__init__(data_files, tokenizer, config, processor, max_samples)
-
     def _read_files_and_tokenize(self) -> None:
+        fill_in_frames(self.config, self.processor)
         rows = checked_rows(self.data_files, PromptRow, self.prompt_key, self.config, self.max_samples)
         self.dataframe = self.maybe_filter_out_long_prompts(datasets.Dataset.from_dict(columns_of(rows)))
 
@@ -123,8 +113,8 @@ class OmniRLHFDataset(RLHFDataset):
         """Read the media of a conversation; the rollouts of a prompt, all in one process, get the same arrays.
 
         Returns:
-            No images; videos, each ``(frames, {"instruction": question})`` with frames uint8 ``[T, H, W, 3]``; audios,
-            each float32 ``[samples]`` at 16 kHz. None where there are none.
+            No images; videos, each ``(uint8 [T, H, W, 3], {"instruction": question})``; audios, each float32
+            ``[samples]`` at 16 kHz. None where there are none.
 
         Raises:
             MediaError: a file cannot be read any more.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, PlainValidator, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from verl_omni.corpora.listing import Clip
@@ -18,14 +18,6 @@ from verl_omni.rewards import extract_answer
 MEDIA_KEYS = {"videos": "<video>", "audios": "<audio>"}
 TAGS = re.compile("(<video>|<audio>)")
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"half of a surrogate pair in {text!r}, which is no text in UTF-8") from None
-    return text
 
 
 def _plain(text: str) -> str:
@@ -40,16 +32,13 @@ def _answered(label: str) -> str:
     return label
 
 
-def _video(source: object) -> object:
-    parts = source if isinstance(source, list) and source else [source]
-    paths = [_encodable(part) for part in parts if isinstance(part, str) and part]
-    if len(paths) < len(parts):
-        raise ValueError(f"a path, or a list of the paths of a video's images, expected; {source!r} found")
-    return paths
-
-
-Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
-Text = Annotated[str, AfterValidator(_encodable), AfterValidator(_plain)]
+Word = Annotated[str, Field(min_length=1)]
+# With a constraint, even one that all texts meet, pydantic refuses half a surrogate pair, which is no text in UTF-8.
+Text = Annotated[str, Field(min_length=0), AfterValidator(_plain)]
+# A video's path, or those of its images.
+Paths = Annotated[
+    list[Word], Field(min_length=1), BeforeValidator(lambda source: source if isinstance(source, list) else [source])
+]
 
 
 class Message(BaseModel, strict=True):
@@ -74,7 +63,7 @@ class RowSchema(BaseModel, strict=True):
     ends_with: ClassVar[str]
 
     turns: list[Message]
-    videos: list[Annotated[object, PlainValidator(_video)]] | None = None
+    videos: list[Paths] | None = None
     audios: list[Word] | None = None
     images: list | None = None
     extra_info: dict | None = None

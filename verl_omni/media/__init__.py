@@ -4,16 +4,7 @@ A file that cannot be read raises ``MediaError``; nothing here stands in black f
 """
 
 from verl_omni.media.audio import read_audio
-from verl_omni.media.errors import DamagedAudioError, EmptyAudioError, MediaError, NoAudioError, existing
-from verl_omni.media.video import frame_indices, read_video
+from verl_omni.media.errors import DamagedAudioError, EmptyAudioError, MediaError, NoAudioError
+from verl_omni.media.video import read_video
 
-__all__ = [
-    "DamagedAudioError",
-    "EmptyAudioError",
-    "MediaError",
-    "NoAudioError",
-    "existing",
-    "frame_indices",
-    "read_audio",
-    "read_video",
-]
+__all__ = ["DamagedAudioError", "EmptyAudioError", "MediaError", "NoAudioError", "read_audio", "read_video"]

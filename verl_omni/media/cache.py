@@ -6,13 +6,13 @@ sharing of this package off: verl's plain behaviour, for comparison.
 
 import os
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Container, Hashable
-from concurrent.futures import Future
-from threading import Lock
+from collections.abc import Callable, Hashable, Iterable
+from operator import attrgetter
+from threading import Condition
 from typing import Any, TypeVar
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 
 from verl_omni.media import read_video
 from verl_omni.media.resize import FrameFormat
@@ -34,48 +34,28 @@ class ContentCache:
     """
 
     def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
-        self.nbytes = 0
-        self._futures: OrderedDict[Hashable, Future] = OrderedDict()
-        self._lock = Lock()
+        self._values: LRUCache[Hashable, Any] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
+        self._changed = Condition()
 
+    @cachedmethod(attrgetter("_values"), lambda _, key, compute: key, condition=attrgetter("_changed"))
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """The value of ``key``, from ``compute()`` if it is not there. What ``compute`` raises is not kept."""
-        mine: Future = Future()
-        with self._lock:
-            future = self._futures.setdefault(key, mine)
-            self._futures.move_to_end(key)
-        if future is not mine:
-            return future.result()
-        try:
-            value = compute()
-        except BaseException as error:
-            with self._lock:
-                del self._futures[key]
-            future.set_exception(error)
-            raise
-        future.set_result(value)
-        with self._lock:
-            self.nbytes += value.nbytes
-            done = [k for k, f in self._futures.items() if f.done()]
-            while self.nbytes > self.max_bytes:
-                self.nbytes -= self._futures.pop(done.pop(0)).result().nbytes
-        return value
+        return compute()
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._values.currsize)
 
     def find(self, key: Hashable) -> Any | None:
         """The value of ``key`` if it is there, else None; waits for nobody's computation."""
-        with self._lock:
-            future = self._futures.get(key)
-            if future is None or not future.done():
-                return None
-            self._futures.move_to_end(key)
-        return future.result()
+        with self._changed:
+            return self._values.get(key)
 
-    def clear(self, keys: Container[Hashable] | None = None) -> None:
+    def clear(self, keys: Iterable[Hashable] | None = None) -> None:
         """Drop the values of ``keys``, or all."""
-        with self._lock:
-            for key in [k for k, f in self._futures.items() if f.done() and (keys is None or k in keys)]:
-                self.nbytes -= self._futures.pop(key).result().nbytes
+        with self._changed:
+            for key in list(self._values if keys is None else keys):
+                self._values.pop(key, None)
 
 
 # In each process that decodes (verl's agent-loop workers). Frames of 720p are 22 MB a clip, pixels and mel 6.3 MB.
