@@ -20,7 +20,7 @@ from verl_omni.__main__ import main
 from verl_omni.evaluation.results import Answer, ResultsFile
 from verl_omni.media import read_video, store
 from verl_omni.report.clips import envelope, view
-from verl_omni.report.curves import LogError, chart, panels, read_log
+from verl_omni.report.curves import LogError, charts, read_log
 from verl_omni.report.page import differences, make_cards, modality_rows
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
@@ -104,7 +104,7 @@ def test_uar_is_drawn_from_the_recalls_of_the_classes(tmp_path: Path) -> None:
     path = tmp_path / "grpo.jsonl"
     path.write_text(json.dumps({"step": 5, "data": recalls | {"val-aux/demo/recall/fear/mean@1": 0.0}}) + "\n")
     assert read_log(path)["val-aux/demo/UAR"] == [(5, 0.5)]
-    assert [panel.metric for panel in panels({"grpo": read_log(path)})] == ["val-aux/demo/UAR"]
+    assert [chart["metric"] for chart in charts({"grpo": read_log(path)})] == ["val-aux/demo/UAR"]
 
 
 def test_a_log_cut_off_in_its_last_line_is_read_up_to_there(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_runs_share_a_panel_and_points_stay_in_the_box() -> None:
         "a": {"critic/rewards/mean": [(1, 0.0), (10, 2.0)], "unknown/metric": [(1, 1.0)]},
         "b": {"critic/rewards/mean": [(1, 1.0)], "actor/kl_loss": [(1, 3.0)]},
     }
-    found = panels(logs)
-    assert [(panel.metric, [name for name, _ in panel.series]) for panel in found] == [
+    found = charts(logs)
+    assert [(chart["metric"], [series["name"] for series in chart["series"]]) for chart in found] == [
         ("critic/rewards/mean", ["a", "b"]),
         ("actor/kl_loss", ["b"]),
     ]
-    for panel in found:
-        for series in chart(panel)["series"]:
+    for chart in found:
+        for series in chart["series"]:
             assert all(0 <= x <= 340 and 0 <= y <= 190 for x, y in series["points"])
 
 
@@ -186,7 +186,7 @@ def test_ablation_compares_the_same_rows() -> None:
 
 def test_cards_are_spread_over_all_rows() -> None:
     answers = [answer("R1", index, "sad", "sad", videos=[], audios=[]) for index in range(100)]
-    assert [card.id for card in make_cards(answers, 3)] == ["demo/0", "demo/50", "demo/99"]
+    assert [card["id"] for card in make_cards(answers, 3)] == ["demo/0", "demo/50", "demo/99"]
 
 
 def test_a_clip_is_shown_with_frames_and_sound() -> None:

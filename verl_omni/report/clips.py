@@ -63,12 +63,11 @@ def envelope(samples: np.ndarray) -> str:
     """A closed SVG path around the waveform ``[samples]``, in a box of ``WAVE_POINTS`` by 40."""
     parts = np.array_split(samples, min(WAVE_POINTS, max(len(samples), 1)))
     peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
-    high = [20 - 19 * float(part.max(initial=0.0)) / peak for part in parts]
-    low = [20 - 19 * float(part.min(initial=0.0)) / peak for part in parts]
-    step = WAVE_POINTS / max(len(parts) - 1, 1)
-    there = [f"{i * step:.1f},{y:.1f}" for i, y in enumerate(high)]
-    back = [f"{i * step:.1f},{y:.1f}" for i, y in reversed(list(enumerate(low)))]
-    return "M" + "L".join(there + back) + "Z"
+    x = np.linspace(0, WAVE_POINTS, len(parts))
+    high = [part.max(initial=0.0) / peak for part in parts]
+    low = [part.min(initial=0.0) / peak for part in parts]
+    points = zip([*x, *x[::-1]], [*high, *low[::-1]], strict=True)
+    return "M" + "L".join(f"{x:.1f},{20 - 19 * y:.1f}" for x, y in points) + "Z"
 
 
 def _jpeg(frame: np.ndarray) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -31,16 +31,10 @@ class LogError(InputError):
     """A log without a training step in it."""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One chart: a metric and its points ``[(step, value), …]`` in every log that has it."""
-
-    metric: str
-    note: str
-    series: list[tuple[str, list[tuple[int, float]]]]
+Points = list[tuple[int, float]]  # a metric's (step, value)
 
 
-def read_log(*paths: str | Path) -> dict[str, list[tuple[int, float]]]:
+def read_log(*paths: str | Path) -> dict[str, Points]:
     """Points of every metric of a log, by step, UAR among them; several logs are the parts of a run that was resumed.
 
     Raises:
@@ -77,20 +71,19 @@ def _step_of(line: str) -> tuple[int, dict[str, float]]:
     return 0, {}
 
 
-def panels(logs: dict[str, dict[str, list[tuple[int, float]]]]) -> list[Panel]:
-    """The charts to draw, from logs by name (see ``read_log``)."""
+def charts(logs: dict[str, dict[str, Points]]) -> list[dict]:
+    """The charts to draw, from logs by name (see ``read_log``): one a metric, with every log that has it."""
     keys = sorted({key for metrics in logs.values() for key in metrics})
     notes: dict[str, str] = {}  # of each metric the first that fits
     for pattern, note in PANELS.items():
         notes |= {key: note for key in keys if re.fullmatch(pattern, key) and key not in notes}
-    of = {key: [(name, metrics[key]) for name, metrics in logs.items() if key in metrics] for key in notes}
-    return [Panel(key, note, of[key]) for key, note in notes.items()]
+    of = {key: {name: metrics[key] for name, metrics in logs.items() if key in metrics} for key in notes}
+    return [{"metric": key, "note": note} | _drawn(of[key]) for key, note in notes.items()]
 
 
-def chart(panel: Panel) -> dict:
+def _drawn(series: dict[str, Points]) -> dict:
     """What the template draws: ticks, grid and one path per series, in SVG units."""
-    steps = [step for _, points in panel.series for step, _ in points]
-    values = [value for _, points in panel.series for _, value in points]
+    steps, values = zip(*chain.from_iterable(series.values()), strict=True)
     x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
     x_ticks = _ticks(x_low, x_high, integer=True)
     y_ticks = _ticks(min(values), max(values))
@@ -103,8 +96,6 @@ def chart(panel: Panel) -> dict:
         return round(HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
     return {
-        "metric": panel.metric,
-        "note": panel.note,
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if x_low <= tick <= x_high],
         "y_ticks": [(y(tick), f"{tick:.8g}") for tick in y_ticks],
         "series": [
@@ -115,7 +106,7 @@ def chart(panel: Panel) -> dict:
                 "last": f"{points[-1][1]:.4g}",
                 "steps": len(points),
             }
-            for name, points in panel.series
+            for name, points in series.items()
         ],
     }
 

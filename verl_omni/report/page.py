@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -26,17 +25,6 @@ TITLES |= {name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "m
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
 
 
-@dataclass(frozen=True)
-class Card:
-    """One clip of the browsable part."""
-
-    id: str
-    corpus: str
-    label: str
-    view: clips.ClipView
-    answers: list[dict]  # one a model
-
-
 def write_report(
     results: Sequence[str | Path], logs: Sequence[str | Path], out: str | Path, max_clips: int = 60, title: str = ""
 ) -> int:
@@ -53,7 +41,6 @@ def write_report(
     scores = scoring.score_all(answers)
     cards = make_cards(answers, max_clips)
     metrics = {name_of(path, logs): curves.read_log(path) for path in logs}
-    charts = [curves.chart(panel) for panel in curves.panels(metrics)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("verl_omni.report", "."),
         autoescape=True,
@@ -64,9 +51,7 @@ def write_report(
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
     models = list(dict.fromkeys(one.model for one in scores))
     normal = [one for one in scores if one.variant == NORMAL]
-    measured: dict[str, dict[str, scoring.Score]] = {one.model: {} for one in normal}
-    for one in normal:
-        measured[one.model][one.data_source] = one
+    measured = {one.model: {same.data_source: same for same in normal if same.model == one.model} for one in normal}
     ours = dict.fromkeys(one.data_source for one in scores if one.data_source not in PUBLISHED["R1-Omni"])
     page = environment.get_template("page.html.jinja").render(
         title=title or "Emotion recognition from picture and sound",
@@ -79,12 +64,12 @@ def write_report(
         scores=normal,
         differences=differences(answers),
         modality=modality_rows(answers),
-        charts=charts,
+        charts=curves.charts(metrics),
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
         cards=cards,
         rows=len({(answer.data_source, answer.id) for answer in answers}),
-        corpora=list(dict.fromkeys(card.corpus for card in cards)),
-        labels=sorted({card.label for card in cards}),
+        corpora=list(dict.fromkeys(card["corpus"] for card in cards)),
+        labels=sorted({card["label"] for card in cards}),
     )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding="utf-8")
@@ -140,15 +125,15 @@ def modality_rows(answers: list[Answer]) -> list[dict]:
     return rows
 
 
-def make_cards(answers: list[Answer], max_clips: int) -> list[Card]:
+def make_cards(answers: list[Answer], max_clips: int) -> list[dict]:
     """Cards for up to ``max_clips`` rows, spread evenly over all rows in the order of the results."""
     rows = list(grouped(answers, "data_source", "id").values())
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(max_clips, len(rows))).round().astype(int))
     cards = []
     for mine in (rows[index] for index in chosen):
-        of_models = [_model_answer(answers) for answers in grouped(mine, "model").values()]
-        view = clips.view(mine[0].videos, mine[0].audios)
-        cards.append(Card(mine[0].id, mine[0].data_source, mine[0].label, view, of_models))
+        card = {"id": mine[0].id, "corpus": mine[0].data_source, "label": mine[0].label}
+        card["view"] = clips.view(mine[0].videos, mine[0].audios)
+        cards.append(card | {"answers": [_model_answer(answers) for answers in grouped(mine, "model").values()]})
     return cards
 
 
