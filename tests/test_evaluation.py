@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from verl_omni.evaluation.ablation import applies, blank_video, mute_audio
-from verl_omni.evaluation.consistency import consistency, emotions_named
 from verl_omni.evaluation.results import (
     Answer,
     ResultsError,
@@ -21,11 +20,11 @@ from verl_omni.evaluation.results import (
     model_fingerprint,
     read_answers,
 )
-from verl_omni.evaluation.scoring import changed_share, difference, intervals, score, score_all
+from verl_omni.evaluation.scoring import changed_share, consistency, difference, intervals, score, score_all
 from verl_omni.labels import LABELS
 from verl_omni.metrics import war
 from verl_omni.rewards import extract_explanation
-from verl_omni.rewards.lexicon import EMOTION_OF, EMOTIONS, emotion_of
+from verl_omni.rewards.lexicon import EMOTION_OF, EMOTIONS, emotion_of, emotions_in
 
 CLIPS = Path(__file__).parent / "golden" / "clips"
 
@@ -333,7 +332,7 @@ def test_consistency_of_explanation_and_answer(think: str, given: str, expected:
 def test_every_label_names_one_emotion_and_no_word_has_two() -> None:
     for labels in LABELS.values():
         for label in labels:
-            assert emotions_named(label) == {emotion_of(label)} <= set(EMOTIONS)
+            assert emotions_in(label) == [emotion_of(label)] and emotion_of(label) in EMOTIONS
     assert sum(len({emotion, *words.split()}) for emotion, words in EMOTIONS.items()) == len(EMOTION_OF)
 
 

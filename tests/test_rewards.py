@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_omni.evaluation.consistency import consistency
+from verl_omni.evaluation.scoring import consistency
 from verl_omni.labels import ALIASES, LABELS, normalize
 from verl_omni.prompts import QUESTION, instruction
 from verl_omni.rewards import TERMS, accuracy_reward, compute_score, extract_explanation, format_reward

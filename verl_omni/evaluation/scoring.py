@@ -16,13 +16,12 @@ from sklearn.metrics import confusion_matrix
 
 from verl_omni.errors import InputError
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
-from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer
 from verl_omni.labels import canonical, label_set
 from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
 from verl_omni.rewards import extract_answer, extract_explanation, format_reward
-from verl_omni.rewards.explanation import explained_emotion
-from verl_omni.rewards.lexicon import senses_in
+from verl_omni.rewards.explanation import explained_emotion, sentences
+from verl_omni.rewards.lexicon import EMOTIONS, emotion_of, emotions_in, senses_in
 from verl_omni.rewards.wheel import emotion_list, sectors
 
 OTHER = "(other)"
@@ -72,6 +71,20 @@ def explanation(answer: Answer) -> str:
 def prediction(answer: Answer) -> str:
     """The emotion an answer gives; empty for a row that failed."""
     return "" if answer.error else extract_answer(answer.completion)
+
+
+def consistency(think: str, answer: str) -> str:
+    """Whether an explanation asserts the answered emotion: ``consistent`` (it may assert others too),
+    ``contradicting`` if it asserts others alone, ``silent`` if none, or if there is no answer within the vocabulary.
+
+    >>> consistency("Her eyebrows show surprise.", "surprise"), consistency("Her eyebrows show surprise.", "happy")
+    ('consistent', 'contradicting')
+    """
+    named = {emotion for sentence in sentences(think) for emotion in emotions_in(sentence)}
+    answered = emotion_of(answer)
+    if not named or answered not in EMOTIONS:
+        return "silent"
+    return "consistent" if answered in named else "contradicting"
 
 
 def classes_of(data_source: str, labels: list[str]) -> list[str]:

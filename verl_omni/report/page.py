@@ -11,9 +11,8 @@ import numpy as np
 
 from verl_omni.evaluation import scoring
 from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
-from verl_omni.evaluation.consistency import consistency
 from verl_omni.evaluation.results import Answer, ResultsError, read_answers
-from verl_omni.evaluation.scoring import explanation, grouped, prediction
+from verl_omni.evaluation.scoring import consistency, explanation, grouped, prediction
 from verl_omni.report import clips, curves
 
 # arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
