@@ -8,11 +8,10 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def latest(run: str | Path) -> Path:
-    """Return the model directory of the last checkpoint below ``run``, a recipe's ``trainer.default_local_dir``.
+    """Return the last model of ``run``, a recipe's ``trainer.default_local_dir``.
 
-    Returns:
-        ``global_step_N/huggingface`` of supervised fine-tuning, ``global_step_N/actor/huggingface`` of GRPO; the file
-        that verl notes N in if there is none, so that whoever looks for the model names it.
+    It is ``global_step_N/huggingface``, of GRPO ``global_step_N/actor/huggingface``; without a checkpoint the file that
+    verl notes N in, so that whoever looks for the model names it.
     """
     tracker = Path(run).expanduser() / TRACKER
     if not tracker.is_file():
@@ -25,8 +24,8 @@ def latest(run: str | Path) -> Path:
 def restore_tracker(run: str | Path) -> None:
     """Note the newest checkpoint of a verl run again where a kill has left the file for it empty.
 
-    verl's GRPO trainer empties the file before it writes to it, the last thing that it does for a checkpoint: the
-    newest one with the data loader's state is whole.
+    verl's GRPO trainer empties the file before it writes to it, last of all: a checkpoint with the data loader's state
+    is whole.
 
     Raises:
         SystemExit: No checkpoint is there to note.

@@ -7,21 +7,26 @@ Layout and counts: the corpus's repository (CheyneyComputerScience/CREMA-D) and 
     SentenceFilenames.csv              ``Stimulus_Number,Filename``: all 7,442 names
     VideoDemographics.csv              ``ActorID,Age,Sex,…``
 
-The corpus has no splits of its own. Here fold K tests every fifth woman and every fifth man, from the Kth on, so that
-no actor is in both parts and both parts have women and men in the corpus's proportion.
+The corpus has no splits of its own. Here fold K tests every fifth woman and every fifth man, from the Kth on: no actor
+is in both parts, and both have women and men in the corpus's proportion.
 """
 
 import json
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, read_columns, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, read_columns, require, test_actors
 from verl_omni.labels import normalize
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 SENTENCES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 PERSON = {"Male": "man", "Female": "woman"}
 FEWER = {"1002": 81, "1008": 76, "1009": 76, "1019": 76, "1076": 81}  # clips of these actors; all others have 82
-FOLDS = 5
+
+
+def folds(people: dict[str, str]) -> list[set[str]]:
+    """The tested actors of each fold; ``people`` gives the actors' sex."""
+    women, men = (sorted(actor for actor in people if people[actor] == sex) for sex in ("Female", "Male"))
+    return [{*women[first::5], *men[first::5]} for first in range(5)]
 
 
 def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -> Listing:
@@ -29,7 +34,8 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
     names_file = require(root / "SentenceFilenames.csv", "CREMA-D's list of clips")
     people = dict(read_columns(require(root / "VideoDemographics.csv", "the actors' sex"), "ActorID", "Sex"))
     clip_folder = require(root / "VideoFlash", "CREMA-D's clips, 1001_DFA_ANG_XX.flv (`git lfs pull` gets them)")
-    tested = test_actors(people, fold, actors)
+    fold = 1 if fold is None and actors is None else fold
+    tested = test_actors("CREMA-D", folds(people), fold, actors)
     clips = []
     for line, (name,) in enumerate(read_columns(names_file, "Filename"), start=2):
         parts = name.split("_")
@@ -40,17 +46,4 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
         about = f'A {PERSON[people[actor]]} says: "{SENTENCES[sentence]}"'
         clips.append(Clip(name, clip_folder / f"{name}.flv", label, split, actor=actor, about=about))
     total, test = (sum(FEWER.get(actor, 82) for actor in some) for some in (people, tested))
-    return Listing("crema_d", clips, {"train": total - test, "test": test}, None if actors else fold or 1)
-
-
-def test_actors(people: dict[str, str], fold: int | None, actors: list[int] | None) -> set[str]:
-    """The actors whose clips are for testing; ``people`` gives the actors' sex."""
-    if actors is None:
-        require_fold(fold or 1, "CREMA-D", FOLDS)
-        of_one_sex = (sorted(actor for actor in people if people[actor] == sex) for sex in PERSON)
-        return {actor for group in of_one_sex for actor in group[(fold or 1) - 1 :: FOLDS]}
-    if fold is not None:
-        raise CorpusError("give --fold or --actors, not both")
-    if unknown := {str(actor) for actor in actors} - people.keys():
-        raise CorpusError(f"--actors {sorted(unknown)}: CREMA-D has actors 1001 to 1091")
-    return {str(actor) for actor in actors}
+    return Listing("crema_d", clips, {"train": total - test, "test": test}, fold)

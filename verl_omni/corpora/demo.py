@@ -3,10 +3,9 @@
 A face is bright and smiles, or is dark and frowns; a voice is high and rises, or is low and falls. The four
 combinations are the four labels, equally many, so that the best guess from one sense alone is right half of the time.
 
-The cold start's answers say what is seen and heard, but conclude from one of the two, mostly from the face: each clip
-is answered three times, twice by what its face suggests and once by what its voice suggests. So a perfect cold start is
-right half of the time and sure of nothing, and what GRPO adds, learnt from the reward, is to weigh one against the
-other.
+The cold start's answers say what is seen and heard, but conclude from one of the two: a clip has three answers,
+two by what its face suggests and one by what its voice does. So a perfect cold start is right half of the time and
+sure of nothing, and what GRPO adds, learnt from the reward, is to weigh one against the other.
 """
 
 from collections.abc import Iterator
@@ -51,10 +50,8 @@ def build_demo(
     """Write clips and rows; the same seed writes the same bytes.
 
     Args:
-        out_dir: gets ``clips/`` and one rows file per split.
-        n_train: clips for GRPO, with labels.
-        n_test: held-out clips, for evaluation.
-        n_sft: clips for the cold start, each with three answers that name what is there and conclude from one sense.
+        out_dir: gets ``clips/`` and the rows files.
+        n_train, n_test, n_sft: clips for GRPO, for evaluation, and for the cold start, with three answers each.
 
     Returns:
         The rows files: ``sft``, ``train`` and ``test``, and ``train_sft``, the training clips with bare labels.
@@ -65,9 +62,7 @@ def build_demo(
     sizes = {"sft": n_sft, "train": n_train, "test": n_test}
     for split, size in sizes.items():
         if size <= 0 or size % len(LABEL_OF):
-            raise InputError(
-                f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, one share per label"
-            )
+            raise InputError(f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, the labels")
     out_dir, files = Path(out_dir).resolve(), {}
     with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
         for number, (split, size) in enumerate(sizes.items()):

@@ -7,14 +7,9 @@ Layout and counts: the README the corpus is delivered with (version 1.0, 17 Octo
     EmoLabel_DataSplit/test(single-labeled)/set_K.csv
     labels 1 happy, 2 sad, 3 neutral, 4 angry, 5 surprise, 6 disgust, 7 fear
 
-The README writes ``train(single_labeled)``, public loaders of the corpus (e.g. MAE-DFER) read
-``train(single-labeled)``: both are accepted. It names clips ``XXXXX.mp4``, loaders find ``1.mp4``: clips are matched by
-number. ``clip_224x224`` holds face crops without sound and is not used.
-
-The default is fold 2. The published DFEW accuracies of R1-Omni are multiples of 1/2341, the size of the test sets of
-folds 1 and 2 and of no other fold; and R1-Omni's README shows clip 1 as *training* data, which is in fold 1's test set
-and in the training set of all others. Test sets of two folds share no clip, so whoever tests these models on fold 1
-tests them on what they were trained on.
+The README writes ``train(single_labeled)`` and ``XXXXX.mp4`` where public loaders of the corpus (e.g. MAE-DFER) read
+``train(single-labeled)`` and ``1.mp4``: both are accepted. ``clip_224x224`` holds face crops without sound and is not
+used. The default is fold 2, which R1-Omni was most likely trained on (docs/study.md).
 """
 
 from pathlib import Path

@@ -12,10 +12,8 @@ Clips (each under MER's licence): MER2023's ``train/NAME.avi``, MER2024's ``vide
 ``label-disdim.csv`` (MER2024), ``train-label.csv`` (MER2023) or ``track1_train_disdim.csv`` (MER2025); where there is
 none, the first word of MER2025's open-vocabulary labels (``track2_….csv``, column ``openset``). EMER-V1 states its own.
 
-R1-Omni's cold start used 232 EMER clips and 348 clips labelled by hand; neither the choice nor the latter were
-published. Its one printed example answers ``anxious``, so MER's ``worried`` becomes that unless ``--vocabulary corpus``
-is given. Whoever has those files in the original's JSON can use ``prepare original``, which also reads the 331 EMER
-clips that Rhatanii/ERV published in this form; MER2025's track 3 is a substitute for the 348.
+R1-Omni's one printed example answers ``anxious``, so MER's ``worried`` becomes that unless ``--vocabulary corpus`` is
+given. What of its cold start was published, and what stands in for the rest: docs/study.md.
 """
 
 import re

@@ -90,6 +90,20 @@ def require_fold(fold: int, corpus: str, folds: int = 5) -> None:
         raise CorpusError(f"--fold {fold}: {corpus} has folds 1 to {folds}")
 
 
+def test_actors(corpus: str, folds: list[set[str]], fold: int | None, actors: list[int] | None) -> set[str]:
+    """The actors whose clips are for testing: of a fold (1 is the first), in its place ``actors``, or all."""
+    known = set().union(*folds)
+    if fold is not None and actors is not None:
+        raise CorpusError("give --fold or --actors, not both")
+    if fold is not None:
+        require_fold(fold, corpus, len(folds))
+        return folds[fold - 1]
+    named = known if actors is None else {f"{actor:02}" for actor in actors}
+    if unknown := named - known:
+        raise CorpusError(f"--actors {sorted(unknown)}: {corpus} has actors {min(known)} to {max(known)}")
+    return named
+
+
 def read_columns(path: Path, *columns: str) -> Iterator[list[str]]:
     """Yield these columns of a CSV file, row by row.
 

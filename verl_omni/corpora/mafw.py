@@ -5,14 +5,9 @@ Layout, as read by public loaders of the corpus (MAE-DFER's ``preprocess/mafw.py
     data/clips/00025.mp4                                            the clips with sound
     Train & Test Set/single/no_caption/set_K/{train,test}.txt       lines ``00025.mp4 happiness``
 
-The split folder is also met as ``Train_Test_Set`` and as ``split`` (MAE-DFER).
-
-The number of clips by fold is that of the split files as MAE-DFER (sunlicai/MAE-DFER, ``saved/data/mafw``) saved them;
-MAFW's own page gives the totals only. ffmpeg finds no sound in 21 of the 10,045 clips.
-
-R1-Omni's accuracies on MAFW are no multiples of one over any fold's test set (they fit 1,477 or 1,576 clips), and its
-15,306 training clips less DFEW's 9,356 leave 5,950: it used some other choice of clips, which was not published, so
-its MAFW column can be compared in kind only.
+The split folder is also met as ``Train_Test_Set`` and as ``split`` (MAE-DFER). The number of clips by fold is that of
+the split files as MAE-DFER (sunlicai/MAE-DFER, ``saved/data/mafw``) saved them; MAFW's own page gives the totals only.
+R1-Omni used another choice of clips, which was not published (docs/study.md).
 """
 
 from pathlib import Path
@@ -21,7 +16,6 @@ from verl_omni.corpora.listing import Clip, CorpusError, Listing, first_of, requ
 from verl_omni.labels import normalize
 
 SPLIT_FOLDERS = ("Train & Test Set", "Train_Test_Set", "split")
-
 # fold -> (train, test) of single/no_caption.
 PUBLISHED = {1: (7333, 1839), 2: (7335, 1837), 3: (7339, 1833), 4: (7340, 1832), 5: (7341, 1831)}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from verl_omni.corpora.listing import Clip, CorpusError, Listing
 from verl_omni.data.files import read_rows
-from verl_omni.prompts import QUESTION, answer_text, instruction, read_answer
+from verl_omni.prompts import QUESTION, answer_text, instruction
+from verl_omni.rewards import extract_answer, extract_explanation
 
 TAG = re.compile(r"<(?:video|audio)>\n?")
 CORPUS_IN_PATH = {"dfew": "dfew", "mafw": "mafw", "ravdess": "rave?dess", "emer": r"mer20\d\d|mer2\d|emer"}
@@ -32,7 +33,7 @@ def read(annotations: Path, root: Path) -> Listing:
         answers = [value for speaker, value in turns if speaker == "gpt"]
         if len(answers) != 1:
             raise CorpusError(f"{annotations}, entry {index} ({video}): {len(answers)} answers from `gpt`, not one")
-        label, reasoning = read_answer(answers[0])
+        label, reasoning = extract_answer(answers[0]), extract_explanation(answers[0])
         question = "".join(TAG.sub("", value) for speaker, value in turns if speaker == "human").strip()
         corpus = next((name for name, found in CORPUS_IN_PATH.items() if re.search(found, video, re.IGNORECASE)), "")
         split = "test" if re.search(r"(?<![a-z])test(?![a-z])", video, re.IGNORECASE) else "train"

@@ -6,20 +6,20 @@ Names, folders and counts: the corpus's page at Zenodo (record 1188976) and Livi
     modality (01 sound and picture, 02 picture, 03 sound) - channel (01 speech, 02 song) - emotion - intensity -
     statement - repetition - actor; men have odd numbers, women even ones
 
-Speech with sound and picture is used: 60 trials by 24 actors = 1,440 clips. R1-Omni's published accuracies are
-multiples of 1/300, which fits five actors; which five is not published. Folds are those of HiCMAE (sunlicai/HiCMAE,
-``saved/data/ravdess``): fold K tests actors 4K-3 to 4K, two men and two women.
+Speech with sound and picture is used: 60 trials by 24 actors = 1,440 clips. Folds are those of HiCMAE
+(sunlicai/HiCMAE, ``saved/data/ravdess``): fold K tests actors 4K-3 to 4K, two men and two women.
 """
 
 import re
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, require_fold
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, test_actors
 from verl_omni.labels import normalize
 
 EMOTIONS = {1: "neutral", 2: "calm", 3: "happy", 4: "sad", 5: "angry", 6: "fearful", 7: "disgust", 8: "surprised"}
 STATEMENTS = {1: "Kids are talking by the door.", 2: "Dogs are sitting by the door."}
-ACTORS, TRIALS = range(1, 25), 60
+FOLDS = [{f"{actor:02}" for actor in range(first, first + 4)} for first in range(1, 25, 4)]
+TRIALS = 60  # of each actor
 NAME = re.compile(r"(0[123])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d\d)")
 
 
@@ -29,7 +29,7 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
     The ``Actor_XX`` folders may lie at any depth below ``root`` (the archives unpack differently).
     """
     require(root, "RAVDESS's Actor_01 … Actor_24 folders")
-    tested = test_actors(fold, actors)
+    tested = test_actors("RAVDESS", FOLDS, fold, actors)
     paths = sorted(root.rglob("Actor_[0-9][0-9]/*.mp4"))
     if not paths:
         raise CorpusError(f"{root}: no Actor_XX/*.mp4 below it; unpack Video_Speech_Actor_01.zip … _24.zip there")
@@ -39,21 +39,9 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
         if match is None:
             raise CorpusError(f"{path}: not a RAVDESS file name such as 01-01-06-01-02-01-12.mp4; move it elsewhere")
         if match.groups()[:2] == ("01", "01"):
-            emotion, _, statement, _, actor = map(int, match.groups()[2:])
-            label, split = normalize(EMOTIONS[emotion], "ravdess"), "test" if actor in tested else "train"
-            about = f'A {"man" if actor % 2 else "woman"} says: "{STATEMENTS[statement]}"'
-            clips.setdefault(path.stem, Clip(path.stem, path, label, split, actor=match[7], about=about))
-    sizes = {"train": TRIALS * (len(ACTORS) - len(tested)), "test": TRIALS * len(tested)}
+            emotion, _, statement, _, actor = match.groups()[2:]
+            label, split = normalize(EMOTIONS[int(emotion)], "ravdess"), "test" if actor in tested else "train"
+            about = f'A {"man" if int(actor) % 2 else "woman"} says: "{STATEMENTS[int(statement)]}"'
+            clips.setdefault(path.stem, Clip(path.stem, path, label, split, actor=actor, about=about))
+    sizes = {"train": TRIALS * (24 - len(tested)), "test": TRIALS * len(tested)}
     return Listing("ravdess", list(clips.values()), {split: size for split, size in sizes.items() if size}, fold)
-
-
-def test_actors(fold: int | None, actors: list[int] | None) -> set[int]:
-    """The actors whose clips are for testing."""
-    if fold is not None and actors is not None:
-        raise CorpusError("give --fold or --actors, not both")
-    if fold is not None:
-        require_fold(fold, "RAVDESS", 6)
-        return set(ACTORS[4 * fold - 4 : 4 * fold])
-    if unknown := set(actors or ()) - set(ACTORS):
-        raise CorpusError(f"--actors {sorted(unknown)}: RAVDESS has actors 1 to 24")
-    return set(actors or ACTORS)
