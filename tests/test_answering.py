@@ -24,7 +24,7 @@ from verl_omni.data.check import SILENCE, settle_sounds
 from verl_omni.data.dataset import OmniRLHFDataset
 from verl_omni.data.files import read_rows
 from verl_omni.data.row import conversation
-from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan, request_of, start_engine
+from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan, start_engine, varied
 from verl_omni.evaluation.results import ResultsError, read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
 from verl_omni.labels import options
@@ -79,6 +79,17 @@ def test_keys_depend_on_all_that_decides_an_answer(tmp_path: Path) -> None:
     assert len({base, *others}) == 6
 
 
+def test_a_variant_needs_the_sense_it_takes_away(tmp_path: Path) -> None:
+    clip = str(CLIPS / "landscape.mp4")
+    sound_alone = rl_row(0, clip, content="<audio>Why?", videos=None)
+    rows = load_rows([str(rows_file(tmp_path, [sound_alone, rl_row(1, clip, content="<video>Why?", audios=None)]))])
+    planned = plan(rows, "R1", ["normal", "video_blanked", "audio_muted"], [])
+    assert [[answer.variant for answer in answers] for _, answers in planned] == [
+        ["normal", "audio_muted"],
+        ["normal", "video_blanked"],
+    ]
+
+
 def test_rows_that_share_an_id_are_refused(tmp_path: Path) -> None:
     clip = str(CLIPS / "landscape.mp4")
     rows = load_rows([str(rows_file(tmp_path, [rl_row(0, clip), rl_row(0, clip)]))])
@@ -114,15 +125,14 @@ def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path, cl
     path = rows_file(tmp_path, [row])
     messages = OmniRLHFDataset(str(path), processor.tokenizer, config, processor)[0]["raw_prompt"]
     _, videos, audios = OmniRLHFDataset._process_multi_modal_info(messages, 8, config)
-    job = load_job(tmp_path, tiny, row, no_audio)
-    request = request_of(job, "normal", [0.5, 0.5, 0.5])
+    ((answer,), request) = load_job(tmp_path, tiny, row, no_audio)
     assert request["prompt"] == processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ((frames, metadata),) = request["multi_modal_data"]["video"]
     assert metadata == videos[0][1]
     np.testing.assert_array_equal(frames, videos[0][0])
     np.testing.assert_equal(request["multi_modal_data"].get("audio"), audios)
     # Mentions of a sound, and its muting, are judged by what the model was given.
-    assert len(job.answers[0].audios) == len(audios or [])
+    assert len(answer.audios) == len(audios or [])
 
 
 def test_rows_dropped_for_want_of_sound_are_told_and_no_misses(tmp_path: Path, tiny: Path, capsys, monkeypatch) -> None:
@@ -142,10 +152,8 @@ def test_rows_dropped_for_want_of_sound_are_told_and_no_misses(tmp_path: Path, t
 
 
 def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -> None:
-    job = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4")))
-    normal, blanked, muted = (
-        request_of(job, variant, [0.5, 0.5, 0.5]) for variant in ("normal", "video_blanked", "audio_muted")
-    )
+    _, normal = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4")))
+    blanked, muted = (varied(normal, variant, [0.5, 0.5, 0.5]) for variant in ("video_blanked", "audio_muted"))
 
     def video(request: dict) -> np.ndarray:
         return request["multi_modal_data"]["video"][0][0]
@@ -154,6 +162,7 @@ def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -
         return request["multi_modal_data"]["audio"][0]
 
     assert np.unique(video(blanked)).tolist() == [127] and np.unique(audio(muted)).tolist() == [0.0]
+    assert video(blanked).shape == video(normal).shape and audio(muted).shape == audio(normal).shape
     assert video(normal).std() > 0 and audio(normal).std() > 0
     np.testing.assert_array_equal(video(muted), video(normal))
     np.testing.assert_array_equal(audio(blanked), audio(normal))
@@ -161,20 +170,23 @@ def test_a_variant_changes_only_the_sense_it_names(tmp_path: Path, tiny: Path) -
 
 
 def test_media_that_fail_become_the_rows_error(tmp_path: Path, tiny: Path) -> None:
-    job = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "broken.mp4")))
-    assert "broken.mp4" in job.error and not job.prompt
+    (answer,), request = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "broken.mp4")))
+    assert "broken.mp4" in answer.error and not request
     silent = rl_row(0, str(CLIPS / "noaudio.mp4"))
-    assert "noaudio.mp4" in load_job(tmp_path, tiny, silent).error
-    video_only = load_job(tmp_path, tiny, silent, no_audio="video_only")
-    assert not video_only.error and len(video_only.videos) == 1 and len(video_only.audios) == 0
-    assert "<au_start>" not in video_only.prompt
+    (answer,), _ = load_job(tmp_path, tiny, silent)
+    assert "noaudio.mp4" in answer.error
+    (answer,), request = load_job(tmp_path, tiny, silent, no_audio="video_only")
+    assert not answer.error and request["multi_modal_data"].keys() == {"video"}
+    assert len(request["multi_modal_data"]["video"]) == 1 and "<au_start>" not in request["prompt"]
 
 
 def test_a_clip_that_makes_the_decoder_abort_costs_its_row_alone(tmp_path: Path, tiny: Path) -> None:
     killer = tmp_path / "killer.mp4"
     killer.write_bytes(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes()))
-    assert "killer.mp4: the decoder crashes (SIGABRT" in load_job(tmp_path, tiny, rl_row(0, str(killer))).error
-    assert not load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4"))).error
+    (answer,), _ = load_job(tmp_path, tiny, rl_row(0, str(killer)))
+    assert "killer.mp4: the decoder crashes (SIGABRT" in answer.error
+    (answer,), _ = load_job(tmp_path, tiny, rl_row(0, str(CLIPS / "landscape.mp4")))
+    assert not answer.error
 
 
 def test_another_question_keeps_the_media_and_lists_the_labels_if_asked(tmp_path: Path) -> None:

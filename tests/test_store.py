@@ -244,8 +244,9 @@ def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, 
     monkeypatch.setattr(Children, "call", lambda *_, **__: pytest.fail("decoded again, in a child"))
     (row,) = load_rows([rows])
     _, ((frames, _),), (wave,) = OmniRLHFDataset._process_multi_modal_info(row.conversation(), 16, config)
-    job = load(row, [], processor, Children().call)
+    _, request = load(row, [], processor, Children().call)
     assert decoded == []
-    assert np.array_equal(job.videos[0], frames) and np.array_equal(job.audios[0], wave)
+    media = request["multi_modal_data"]
+    assert np.array_equal(media["video"][0][0], frames) and np.array_equal(media["audio"][0], wave)
     plain = processor.process_frames(read_video(CLIPS / "landscape.mp4"))
     assert torch.equal(processor.process_frames(frames), plain)

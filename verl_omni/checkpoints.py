@@ -22,13 +22,10 @@ def latest(run: str | Path) -> Path:
 
 
 def restore_tracker(run: str | Path) -> None:
-    """Note the newest checkpoint of a verl run again where a kill has left the file for it empty.
+    """Note the newest checkpoint of a verl run again where a kill has left the file for it empty, or end the process.
 
     verl's GRPO trainer empties the file before it writes to it, last of all: a checkpoint with the data loader's state
     is whole.
-
-    Raises:
-        SystemExit: No checkpoint is there to note.
     """
     tracker = Path(run).expanduser() / TRACKER
     if not tracker.is_file() or tracker.read_text().strip():
@@ -44,17 +41,11 @@ def restore_tracker(run: str | Path) -> None:
 
 
 def model_directory(path: Path) -> Path:
-    """Return ``path``, or the last model of the training run that it is.
-
-    Raises:
-        FileNotFoundError: There is no model.
-    """
+    """Return ``path``, or the last model of the training run that it is; ``FileNotFoundError`` if there is none."""
     model = latest(path) if (path / TRACKER).is_file() else path
     if not (model / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: no config.json in it; give a model directory "
-            "(`python -m verl_omni convert` makes one from an original checkpoint)"
-        )
+        remedy = "give a model directory (`python -m verl_omni convert` makes one from an original checkpoint)"
+        raise FileNotFoundError(f"{path}: no config.json in it; {remedy}")
     return model
 
 

@@ -1,10 +1,9 @@
 """The emotion words of each corpus: two named vocabularies, and the map between them.
 
 Rewards compare strings exactly, so rows must hold the words that a model is to answer with. ``authors`` are the words
-of R1-Omni's scripts (repository HumanMLLM/R1-Omni: the label options in ``humanomni/eval/eval_mafw_dfew.py``, the
-mapping of RAVDESS in ``eval_ravedess.py``, the example answer ``anxious`` in the README), which its released
-checkpoints answer with. ``corpus`` are the words of the corpora's own annotation files. A model's answer is never
-normalized in training; at evaluation it is if, and only if, that is asked for. The words are data (``labels.json``).
+of R1-Omni's scripts (``humanomni/eval/eval_mafw_dfew.py`` and ``eval_ravedess.py``, the README's example ``anxious``),
+which its released checkpoints answer with; ``corpus`` those of the corpora's own annotation files. An answer is never
+normalized in training, and at evaluation only if that is asked for. The words are data (``labels.json``).
 """
 
 import json
@@ -35,10 +34,7 @@ def canonical(word: str) -> str:
 
 
 def normalize(label: str, corpus: str, vocabulary: str = "authors") -> str:
-    """Return ``label`` as ``VOCABULARIES[vocabulary][corpus]`` words it; case and surrounding space don't matter.
-
-    Raises:
-        ValueError: the corpus is unknown, or has no such label.
+    """Return ``label`` in any spelling as ``VOCABULARIES[vocabulary][corpus]`` words it; ``InputError`` if it has none.
 
     >>> normalize("contempt", "mafw"), normalize("contempt", "mafw", "corpus")
     ('contemptuous', 'contempt')

@@ -65,14 +65,11 @@ def wheel_score(labels: Sequence[str], predictions: Sequence[str], level: int = 
     """MER-UniBench's emotion-wheel score in %: ``f``, ``precision`` and ``recall``, averaged over the five wheels.
 
     In each wheel, precision and recall of the sets are averaged over rows, and ``f`` is the harmonic mean of the two
-    averages. A row whose label the wheel does not have is left out of it.
+    averages. A row whose label the wheel does not have is left out of it; ``InputError`` if that leaves none.
 
     Args:
         labels, predictions: lists of emotions as text ("happy, excited").
         level: 1 for the wheels' inner ring, 2 for the middle one.
-
-    Raises:
-        ValueError: no label is in a wheel.
     """
     averages = [np.mean(rows, axis=0).tolist() for rows in _scores_by_wheel(labels, predictions, level)]
     wheels = [(harmonic_mean(precision, recall), precision, recall) for precision, recall in averages]
@@ -82,10 +79,7 @@ def wheel_score(labels: Sequence[str], predictions: Sequence[str], level: int = 
 def hit_rate(labels: Sequence[str], predictions: Sequence[str]) -> float:
     """MER-UniBench's hit rate for basic emotions in %: rows whose answers have the label's sector among theirs.
 
-    Averaged over the five wheels; a row whose label a wheel does not have (neutral) is left out of it.
-
-    Raises:
-        ValueError: no label is in a wheel.
+    Averaged over the five wheels; rows as for ``wheel_score``.
     """
     wheels = _scores_by_wheel(labels, predictions, level=1)
     return 100 * float(np.mean([np.mean([recall > 0 for _, recall in rows]) for rows in wheels]))

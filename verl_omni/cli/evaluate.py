@@ -15,7 +15,7 @@ from verl_omni.checkpoints import model_directory
 from verl_omni.cli.tables import make_table, show
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
+from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
 from verl_omni.prompts import QUESTIONS
 
 if TYPE_CHECKING:

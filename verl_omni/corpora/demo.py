@@ -40,7 +40,13 @@ SECONDS, FPS, SIDE, SAMPLING_RATE = 2, 8, 64, 16000
 # zerolatency: with its look-ahead, x264 does not always write the same bytes for the same frames.
 X264 = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
 FACE_COLOURS = {"bright": ((215, 255), (170, 230), (60, 130)), "dark": ((30, 80), (30, 80), (80, 140))}
-MOUTHS = {"bright": (20, 160), "dark": (200, 340)}  # degrees of an arc, clockwise from the right: smile, frown
+# Boxes of the features, left, top, right and bottom in radii from the face's centre; a mouth is an arc of its box, in
+# degrees clockwise from the right: smile, frown.
+EYES = np.array([(-0.53, -0.43, -0.27, -0.17), (0.27, -0.43, 0.53, -0.17)])
+MOUTHS = {
+    "bright": (np.array((-0.55, -0.3, 0.55, 0.6)), 20, 160),
+    "dark": (np.array((-0.55, 0.25, 0.55, 1.15)), 200, 340),
+}
 PITCHES = {"high": ((900, 1200), (1500, 2200)), "low": ((260, 340), (110, 170))}  # Hz at the start and at the end
 
 
@@ -96,28 +102,18 @@ def draw_face(rng: np.random.Generator, sight: str) -> np.ndarray:
     wall, colour = rng.integers(90, 170, 3), tuple(int(rng.integers(*span)) for span in FACE_COLOURS[sight])
     ink = tuple(255 - value for value in colour)
     radius, centre, drift = rng.uniform(18, 25), SIDE / 2 + rng.uniform(-5, 5, 2), rng.uniform(-3, 3, 2)
+    mouth, *arc = MOUTHS[sight]
     frames = []
     for when in np.linspace(-1, 1, SECONDS * FPS):
         noise = rng.normal(0, 12, (SIDE, SIDE, 3))
         image = Image.fromarray((wall + noise).clip(0, 255).astype(np.uint8))
-        _draw_features(ImageDraw.Draw(image), centre + when * drift, radius, colour, ink, MOUTHS[sight])
+        draw, place = ImageDraw.Draw(image), np.tile(centre + when * drift, 2)
+        draw.ellipse((place + radius * np.array((-1, -1, 1, 1))).tolist(), fill=colour)
+        for eye in EYES:
+            draw.ellipse((place + radius * eye).tolist(), fill=ink)
+        draw.arc((place + radius * mouth).tolist(), *arc, fill=ink, width=max(2, round(radius / 6)))
         frames.append(np.asarray(image))
     return np.stack(frames)
-
-
-def _draw_features(
-    draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple, ink: tuple, mouth: tuple[int, int]
-) -> None:
-    def box(x: float, y: float, half_width: float, half_height: float) -> list[float]:
-        left, top = centre + radius * np.array([x - half_width, y - half_height])
-        right, bottom = centre + radius * np.array([x + half_width, y + half_height])
-        return [left, top, right, bottom]
-
-    draw.ellipse(box(0, 0, 1, 1), fill=colour)
-    for side in (-0.4, 0.4):
-        draw.ellipse(box(side, -0.3, 0.13, 0.13), fill=ink)
-    smiles = mouth[0] < 180
-    draw.arc(box(0, 0.15 if smiles else 0.7, 0.55, 0.45), *mouth, fill=ink, width=max(2, round(radius / 6)))
 
 
 def make_voice(rng: np.random.Generator, sound: str) -> np.ndarray:

@@ -19,10 +19,9 @@ RULE = "In the video, the face shows {}. In the audio, the voice is {}. The emot
 
 
 def explain(clips: list[Clip], source: str) -> list[Clip]:
-    """Give the training clips explanations: by ``rules``, or by a CSV or JSONL file with columns ``id`` and ``text``.
+    """Give the training clips explanations, by ``rules`` or a CSV or JSONL file with columns ``id`` and ``text``.
 
-    Raises:
-        CorpusError: The file lacks a training clip, or there is no rule for a label.
+    ``CorpusError`` if the file lacks a training clip, or there is no rule for a label.
     """
     if source != RULES:
         texts = {str(row.get("id")): str(row.get("text") or "") for row in read_rows(source)}

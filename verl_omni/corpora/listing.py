@@ -65,10 +65,8 @@ class Listing:
                 found.append(f"{self.data_source}: clip {clip.id} is listed twice ({seen[clip.id]}, {clip.split})")
             seen[clip.id] = clip.split
         if self.missing:
-            found.append(
-                f"{self.data_source}: {len(self.missing)} of {len(self.clips)} media files are missing, "
-                f"e.g. {self.missing[0].media}"
-            )
+            share = f"{len(self.missing)} of {len(self.clips)} media files"
+            found.append(f"{self.data_source}: {share} are missing, e.g. {self.missing[0].media}")
         return found
 
 
@@ -105,11 +103,7 @@ def test_actors(corpus: str, folds: list[set[str]], fold: int | None, actors: li
 
 
 def read_columns(path: Path, *columns: str) -> Iterator[list[str]]:
-    """Yield these columns of a CSV file, row by row.
-
-    Raises:
-        CorpusError: The file lacks a column.
-    """
+    """Yield these columns of a CSV file, row by row; ``CorpusError`` if it lacks one."""
     rows = read_rows(path)
     if not set(columns) <= rows[0].keys():
         raise CorpusError(f"{path}: columns {list(rows[0])} found, {', '.join(columns)} expected")

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -60,10 +60,7 @@ class Row:
         return conversation(self.data[self.key], self.data.get("videos"), self.data.get("audios"))
 
     def soundless(self, no_audio: str) -> "Row | None":
-        """What the policy ``no_audio`` makes of the row, whose clip turns out to have no sound; None drops it.
-
-        A row of sound alone stays as it is, and so does any under the policy ``error``.
-        """
+        """What ``no_audio`` makes of the row, whose clip has no sound: None drops it, one of sound alone stays."""
         if no_audio == "drop":
             return None
         if no_audio == "silence":
@@ -83,8 +80,7 @@ def load_rows(
 
     Args:
         files: each with paths relative to its own folder.
-        schema: what the rows must be; default: that of the conversation's column, ``prompt`` or ``messages``.
-        key: that column; default: the schema's.
+        schema, key: what the rows must be, and the column of the conversation; default: ``messages`` if all have that.
         max_samples, shuffle, seed: select rows as verl's datasets do: the first, or random ones.
 
     Raises:
@@ -112,11 +108,7 @@ def load_rows(
 
 
 def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:
-    """Take every other modality out of the rows, in place: ``["video"]`` makes an experiment without sound.
-
-    Raises:
-        InputError: an unknown modality, or none.
-    """
+    """Take every other modality out of the rows, in place; ``InputError`` if one is unknown, or none named."""
     if not modalities or set(modalities) - set(MODALITIES):
         raise InputError(f"modalities={list(modalities)}; it must be some of {', '.join(MODALITIES)}")
     for key, modality in zip(MEDIA_KEYS, MODALITIES, strict=True):
@@ -134,11 +126,10 @@ def check_media(
     """Check every media file once, in parallel and with a progress bar; files in the media cache have been checked.
 
     Args:
-        rows: changed in place by ``no_audio``, for clips without sound.
         media_check: ``full`` decodes what training will read; ``exists`` only looks for files that are not empty, with
             the start of a sound where one is wanted.
-        no_audio: what becomes of a row whose clip has no whole sound: an ``error``, ``video_only`` (it loses its
-            ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
+        no_audio: what becomes, in place, of a row whose clip has no whole sound: an ``error``, ``video_only`` (it loses
+            its ``<audio>``), ``silence`` (ten seconds of it) or ``drop``.
         frame_format: in which frames are kept; default: HumanOmni's.
 
     Raises:
@@ -191,20 +182,19 @@ def _media_errors(
     sources: list[tuple], media_check: str, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI
 ) -> dict[tuple, MediaError]:
     exists = {"videos": check_exists, "audios": check_sound_starts}
-    full: dict[str, tuple] = {"videos": (check_video, num_frames, frame_format), "audios": (check_audio,)}
+    full: dict[str, Callable] = {"videos": check_video, "audios": check_audio}
     settings = {"videos": ("video", num_frames, frame_format), "audios": ("audio", 16000)}
-    decoded: list[str | list[str]] = []
+    decoded: list[tuple] = []
     kept = store()
     # Of processes that start with one corpus, such as ranks, the first decodes it and the others find it in the store.
     turn = kept.alone(fingerprint(sources)) if kept and media_check == "full" else nullcontext()
 
     def read(source: tuple) -> MediaError | None:
-        key, file = source[0], source[1] if isinstance(source[1], str) else list(source[1])
+        key, file = source
 
         def decode() -> np.ndarray:
-            check, *arguments = full[key]
-            media = children.call(check, file, *arguments)
-            decoded.append(file)
+            media = children.call(full[key], file, *settings[key][1:])
+            decoded.append(source)
             return media
 
         try:

@@ -1,15 +1,9 @@
-"""verl's datasets for rows with video and sound.
+"""verl's datasets for rows with video and sound: ``data.custom_cls.path=pkg://verl_omni.data.dataset``.
 
-    data.custom_cls.path=pkg://verl_omni.data.dataset data.custom_cls.name=OmniRLHFDataset   (or OmniSFTDataset)
-
-Both check rows and media when they are built, which is before verl starts its workers, and read:
-
-    +data.media_check    full (default: decode every file) or exists
-    +data.modalities     [video,audio] (default), or one of them alone
-    +data.no_audio       error (default), video_only, silence or drop, for clips without sound
-
-A file that fails later, in the middle of training, raises ``MediaError`` with its name: verl logs it and the step
-goes on with its other prompts (``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).
+Both check rows and media when they are built, which is before verl starts its workers, by ``data.media_check``,
+``modalities`` and ``no_audio`` (docs/your-data.md). A file that fails later, in the middle of training, raises
+``MediaError`` with its name: verl logs it and the step goes on with its other prompts
+(``trainer.v1.sampler.sync_refill_failed_groups=True`` draws new ones).
 """
 
 from dataclasses import asdict
@@ -28,7 +22,7 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
 from verl_omni.data.row import ConversationRow, PromptRow, RowSchema, content_items, conversation
 from verl_omni.media.cache import read_audio_once, read_video_once
-from verl_omni.media.resize import HUMANOMNI, FrameFormat
+from verl_omni.media.resize import FrameFormat
 from verl_omni.media.store import read_frames, read_sound
 from verl_omni.models.humanomni.processing import question_of
 
@@ -45,11 +39,7 @@ def checked_rows(
 
 
 def columns_of(rows: list[dict]) -> dict[str, list]:
-    """Rows -> columns; a row that lacks one, such as ``audios``, has None there.
-
-    Raises:
-        RowsError: a column whose values differ in kind from row to row.
-    """
+    """Rows -> columns, with None where a row lacks one; ``RowsError`` if its values differ in kind from row to row."""
     columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     for key, values in columns.items():
         try:
@@ -59,10 +49,9 @@ def columns_of(rows: list[dict]) -> dict[str, list]:
     return columns
 
 
-def frame_format_of(config: DictConfig) -> FrameFormat | None:
-    """What ``fill_in_frames`` has set; None in a config that it has not seen."""
-    if (frames := config.get("frame_format")) is None:
-        return None
+def frame_format_of(config: DictConfig) -> FrameFormat:
+    """What ``fill_in_frames`` has set."""
+    frames = config.frame_format
     return FrameFormat(tuple(frames.size), frames.resample, frames.colour and tuple(frames.colour), frames.multiple)
 
 
@@ -74,15 +63,12 @@ def fill_in_frames(config: DictConfig, processor: ProcessorMixin) -> None:
             processor, without which verl goes on if it could not load it.
     """
     if processor is None:
-        raise ValueError(
-            "verl found no processor in the model's directory: convert the checkpoint (python -m verl_omni convert); "
-            "verl's warning 'Failed to create processor' above says more"
-        )
+        remedy = "convert the checkpoint (python -m verl_omni convert); verl's 'Failed to create processor' says why"
+        raise ValueError(f"verl found no processor in the model's directory: {remedy}")
     if config.get("num_frames") not in (None, processor.num_frames):
         raise ValueError(
-            f"data.num_frames={config.num_frames}, and the model has {processor.num_frames}: training, rollouts and "
-            "evaluation read that from the model. Leave the option out, or change num_frames in its config.json and "
-            "processor_config.json"
+            f"data.num_frames={config.num_frames}, and the model has {processor.num_frames}: leave the option out, or "
+            "change num_frames in the model's config.json and processor_config.json, where evaluation reads it too"
         )
     with open_dict(config):
         config.num_frames = processor.num_frames
@@ -92,11 +78,7 @@ def fill_in_frames(config: DictConfig, processor: ProcessorMixin) -> None:
 
 
 class OmniRLHFDataset(RLHFDataset):
-    """Prompts with video and sound for GRPO; see ``verl_omni.data.check`` for the rows.
-
-    Raises:
-        RowsError: rows or media that cannot be trained on.
-    """
+    """Prompts with video and sound for GRPO; ``RowsError`` if rows or media cannot be trained on."""
 
     def _read_files_and_tokenize(self) -> None:
         fill_in_frames(self.config, self.processor)
@@ -115,9 +97,6 @@ class OmniRLHFDataset(RLHFDataset):
         Returns:
             No images; videos, each ``(uint8 [T, H, W, 3], {"instruction": question})``; audios, each float32
             ``[samples]`` at 16 kHz. None where there are none.
-
-        Raises:
-            MediaError: a file cannot be read any more.
         """
         items = content_items(messages)
         metadata = {"instruction": question_of(messages)}
@@ -131,9 +110,6 @@ class OmniSFTDataset(MultiTurnSFTDataset):
     """Conversations with video and sound for supervised fine-tuning; the loss is on the assistant's turns alone.
 
     Rows are as for ``OmniRLHFDataset``, with ``messages`` that end in an answer in place of ``prompt`` and label.
-
-    Raises:
-        RowsError: rows or media that cannot be trained on.
     """
 
     audio_key = "audios"
@@ -168,8 +144,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         messages = conversation(turns, example.get("videos"), example.get("audios"))
         for item in content_items(messages):
             if item["type"] == "video":
-                frame_format = frame_format_of(self.config) or HUMANOMNI
-                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format)
+                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format_of(self.config))
             elif item["type"] == "audio":
                 item["audio"] = read_sound(item["audio"])
         return messages

@@ -17,11 +17,7 @@ def write_rows(rows: list[dict], path: Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read a file of rows (``.parquet``, ``.json`` list, ``.jsonl``, or ``.csv`` with a line of names).
-
-    Raises:
-        InputError: the file has another ending, cannot be read as what its ending says, or is empty.
-    """
+    """Read rows from ``.parquet``, ``.json`` (a list), ``.jsonl`` or ``.csv``; ``InputError`` if they are not that."""
     path = Path(path)
     if path.suffix not in READERS:
         raise InputError(f"{path}: rows are read from {', '.join(READERS)} files")

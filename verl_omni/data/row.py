@@ -141,11 +141,7 @@ def content_items(messages: list[dict]) -> list[dict]:
 
 
 def rl_row(clip: Clip, data_source: str, index: int, **about: object) -> dict:
-    """A row for GRPO and for evaluation: the prompt and the label (verl's ``RLHFDataset`` keys).
-
-    Args:
-        about: What else ``extra_info`` says, such as the label's vocabulary.
-    """
+    """A row for GRPO and evaluation (verl's ``RLHFDataset``); ``about``: what else its ``extra_info`` says."""
     asked = clip.question or QUESTION
     asked = asked if "<think>" in asked else instruction(asked)
     source = clip.corpus or data_source

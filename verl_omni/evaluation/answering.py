@@ -4,9 +4,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,14 @@ from tqdm import tqdm
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
 from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
-from verl_omni.evaluation.ablation import AUDIO_MUTED, VIDEO_BLANKED, applies, blank_video, mute_audio
-from verl_omni.evaluation.results import Answer, ResultsError, ResultsFile, model_fingerprint
+from verl_omni.evaluation.results import (
+    AUDIO_MUTED,
+    VIDEO_BLANKED,
+    Answer,
+    ResultsError,
+    ResultsFile,
+    model_fingerprint,
+)
 from verl_omni.labels import options
 from verl_omni.media import MediaError
 from verl_omni.media.child import Children
@@ -30,6 +37,7 @@ from verl_omni.prompts import asked
 
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
+Job = tuple[list[Answer], dict[str, Any]]  # a row's answers, without a completion, and what vLLM is to be asked
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -47,17 +55,6 @@ class Settings:
     modalities: Sequence[str] = MODALITIES  # which of a row's media the model gets, as data.modalities in training
 
 
-@dataclass(frozen=True)
-class Job:
-    """A row as the model gets it: the rendered prompt and its decoded media, or the reason why there are none."""
-
-    answers: list[Answer]  # one for each variant still to be computed, without a completion
-    prompt: str = ""
-    videos: Sequence[np.ndarray] = ()  # uint8 [T, H, W, 3] each
-    audios: Sequence[np.ndarray] = ()  # float32 [samples] each
-    error: str = ""
-
-
 def evaluate(
     model: Path,
     files: Sequence[Path],
@@ -73,9 +70,7 @@ def evaluate(
 
     Args:
         model: Self-contained model directory, called ``name`` in results and report.
-        files: Rows files.
-        out: Results file.
-        variants: Of ``verl_omni.evaluation.ablation.VARIANTS``.
+        files, out: Rows files, and the results file.
         engine: Further arguments of ``vllm.LLM``, which decide no answer.
         question: To ask in place of the rows' own, one of ``verl_omni.prompts.QUESTIONS`` or a text.
         with_options: Whether the question lists the corpus's labels to choose from.
@@ -84,7 +79,7 @@ def evaluate(
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        RowsError: Rows that are not as ``verl_omni.data.row`` says; none left without those of clips without sound.
+        RowsError: Rows that do not fit the schema; none left without those of clips without sound.
         ResultsError: Rows without an id of their own, or a results file in use.
     """
     processor = family_in(model).load_processor(model)
@@ -145,6 +140,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
             raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
         seen[row_id] = row
         videos, audios = [data.get(key) or [] for key in ("videos", "audios")]
+        absent = {VIDEO_BLANKED: not videos, AUDIO_MUTED: not audios}  # the sense that a variant would take away
         media = [[content(source) for source in sources] for sources in (videos, audios)]
         answers = [
             Answer(
@@ -160,34 +156,34 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
                 actor=(data.get("extra_info") or {}).get("actor") or "",
             )
             for variant in variants
-            if applies(variant, videos, audios)
+            if not absent.get(variant)
         ]
         planned.append((row, answers))
     return planned
 
 
 def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_ratio: str | None = None) -> Job:
-    """Render a row's prompt and read its media, by ``call``; a file that cannot be read becomes the job's error."""
+    """Render a row's prompt and read its media, by ``call``; if that fails, its answers have the ``error``."""
     wanted = processor.num_frames, processor.frame_format(aspect_ratio)
     try:
         frames = [read_frames(source, *wanted, call) for source in row.data.get("videos") or []]
         waves = [read_sound(source, call=call) for source in row.data.get("audios") or []]
     except MediaError as error:
-        return Job(answers, error=str(error))
+        return [replace(answer, error=str(error)) for answer in answers], {}
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)
-    return Job(answers, text, frames, waves)
+    metadata = {"instruction": question_of(text)}  # the question of HumanOmni's gate travels with the video
+    data = {"video": [(video, metadata) for video in frames], "audio": waves}
+    return answers, {"prompt": text, "multi_modal_data": {kind: media for kind, media in data.items() if media}}
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """``map`` in threads (decoders release the GIL), in order, only a few items ahead."""
     workers = min(os.cpu_count() or 1, 16)
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[R]] = deque()
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
+        calls = (pool.submit(function, item) for item in items)
+        ahead = deque(islice(calls, 2 * workers))
         while ahead:
+            ahead.extend(islice(calls, 1))
             yield ahead.popleft().result()
 
 
@@ -226,29 +222,40 @@ def answer_jobs(llm: Any, jobs: Iterator[Job], settings: Settings, image_mean: l
     if settings.repetition_penalty != 1:
         params.extra_args = {PENALTY: settings.repetition_penalty}
     pending: dict[str, Answer] = {}
-    job: Job | None = Job([])
+    job: Job | None = ([], {})
     while pending or job:
         while len(pending) < IN_FLIGHT and (job := next(jobs, None)):
-            for answer in job.answers:
-                if job.error:
-                    yield replace(answer, error=job.error)
+            answers, request = job
+            for answer in answers:
+                if answer.error:
+                    yield answer
                     continue
                 try:
-                    (request,) = llm.enqueue([request_of(job, answer.variant, image_mean)], params, use_tqdm=False)
+                    (sent,) = llm.enqueue([varied(request, answer.variant, image_mean)], params, use_tqdm=False)
                 except (ValueError, VLLMValidationError) as error:  # it cannot serve the prompt, which may be too long
                     yield replace(answer, error=f"vLLM refused the row: {error}")
                 else:
-                    pending[request.split("-")[0]] = answer  # vLLM adds a random part that its outputs do not have
+                    pending[sent.split("-")[0]] = answer  # vLLM adds a random part that its outputs do not have
         for output in llm.llm_engine.step() if pending else ():
             if output.finished:
                 text, reason = output.outputs[0].text, output.outputs[0].finish_reason
                 yield replace(pending.pop(output.request_id), completion=text, finish_reason=reason)
 
 
-def request_of(job: Job, variant: str, image_mean: list[float]) -> dict[str, Any]:
-    """vLLM's prompt for a row in a variant; the question of HumanOmni's gate travels with the video."""
-    metadata = {"instruction": question_of(job.prompt)}
-    videos = [blank_video(v, image_mean) if variant == VIDEO_BLANKED else v for v in job.videos]
-    waves = [mute_audio(wave) if variant == AUDIO_MUTED else wave for wave in job.audios]
-    data = {"video": [(video, metadata) for video in videos], "audio": waves}
-    return {"prompt": job.prompt, "multi_modal_data": {kind: media for kind, media in data.items() if media}}
+def blank_video(frames: np.ndarray, image_mean: list[float]) -> np.ndarray:
+    """Frames uint8 ``[T, H, W, 3]`` in the image processor's mean colour (times 255, truncated, as in padding).
+
+    The model sees them as zeros: nothing of the clip is left, not even its brightness.
+    """
+    colour = np.array([int(channel * 255) for channel in image_mean], dtype=np.uint8)
+    return np.broadcast_to(colour, frames.shape).copy()
+
+
+def varied(request: dict[str, Any], variant: str, image_mean: list[float]) -> dict[str, Any]:
+    """The request without the sense that the variant takes away."""
+    data = dict(request["multi_modal_data"])
+    if variant == VIDEO_BLANKED:
+        data["video"] = [(blank_video(video, image_mean), metadata) for video, metadata in data["video"]]
+    if variant == AUDIO_MUTED:
+        data["audio"] = [np.zeros_like(wave) for wave in data["audio"]]
+    return request | {"multi_modal_data": data}

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from verl_omni.errors import InputError
 from verl_omni.media.store import fingerprint, media_fingerprint
 
+# The media that a model is given: a row's own, every frame in the mean colour, silence of the same length.
+NORMAL, VIDEO_BLANKED, AUDIO_MUTED = VARIANTS = ("normal", "video_blanked", "audio_muted")
 SMALL = 64 * 2**20  # bytes of a file that is read to know its state; a tokenizer is smaller, weights are larger
 
 
@@ -32,7 +34,7 @@ class Answer:
     model: str  # name the report shows
     data_source: str
     id: str  # the row's extra_info.id
-    variant: str  # normal, video_blanked or audio_muted
+    variant: str  # of `VARIANTS`
     label: str  # ground truth
     question: str  # the prompt's text without media placeholders
     videos: list[str | list[str]]  # absolute paths, as those of `audios`
@@ -58,11 +60,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """Read a results file, but for a last line without its newline, which is what a killed run leaves behind.
-
-    Raises:
-        ResultsError: The file does not exist, or any other line is not an answer.
-    """
+    """Read a results file, but for a torn last line, which a killed run leaves; ``ResultsError`` if it is none."""
     path = Path(path)
     if not path.is_file():
         raise ResultsError(f"{path}: no such results file; `python -m verl_omni evaluate` writes them")

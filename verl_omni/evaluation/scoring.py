@@ -15,8 +15,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from verl_omni.errors import InputError
-from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED
-from verl_omni.evaluation.results import Answer
+from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED, Answer
 from verl_omni.labels import canonical, label_set
 from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
 from verl_omni.rewards import extract_answer, extract_explanation, format_reward
@@ -96,13 +95,10 @@ def classes_of(data_source: str, labels: list[str]) -> list[str]:
 
 
 def score(answers: list[Answer], normalize: bool = False) -> Score:
-    """Score the answers of one model, corpus and variant.
+    """Score the answers of one model, corpus and variant; ``ValueError`` if they are of several, or none.
 
     Args:
         normalize: Whether all words for a class (``verl_omni.labels.ALIASES``) count as it, in labels and answers.
-
-    Raises:
-        ValueError: No answers, or answers of several models, corpora or variants.
     """
     groups = {(answer.model, answer.data_source, answer.variant) for answer in answers}
     if len(groups) != 1:
@@ -194,11 +190,7 @@ class Difference:
 
 
 def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Difference:
-    """Compare two models on one corpus, unchanged rows only.
-
-    Raises:
-        InputError: The models have no row in common.
-    """
+    """Compare two models on one corpus, unchanged rows only; ``InputError`` if they have none in common."""
     right = [{a.id: prediction(a) == a.label for a in answers if a.variant == NORMAL} for answers in (model, other)]
     both = [answer for answer in model if answer.variant == NORMAL and answer.id in right[1]]
     if not both:

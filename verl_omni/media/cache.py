@@ -27,10 +27,9 @@ def enabled() -> bool:
 
 
 class ContentCache:
-    """Values by key, the least recently used dropped first. Threads that ask for one key wait for one computation.
+    """Values by key, of at most ``max_bytes`` together: the least recently used are dropped, larger ones not kept.
 
-    Args:
-        max_bytes: of all values together; a value larger than that is computed each time.
+    Threads that ask for one key wait for one computation.
     """
 
     def __init__(self, max_bytes: int):

@@ -42,10 +42,10 @@ def check_sound_starts(source: str | os.PathLike) -> None:
 
 
 @media_boundary("the sound does not decode", DamagedAudioError)
-def check_audio(source: str | os.PathLike) -> np.ndarray:
+def check_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
     """``read_audio``, which decodes a whole track; skipped bytes are damage, too."""
     with demuxer_errors_raised(source):
-        return read_audio(source)
+        return read_audio(source, sampling_rate)
 
 
 @media_boundary("the video does not decode")

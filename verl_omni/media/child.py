@@ -58,11 +58,7 @@ class Children:
         self.idle: SimpleQueue[Child] = SimpleQueue()
 
     def call(self, function: Callable, source: Any, *args: Any, seconds: float = SECONDS) -> Any:
-        """``function(source, *args)``, computed in a child.
-
-        Raises:
-            MediaError: the child dies of ``source`` or takes too long. Otherwise what ``function`` raises.
-        """
+        """``function(source, *args)``, computed in a child; ``MediaError`` if that dies of it or takes too long."""
         try:
             child = self.idle.get_nowait()
         except Empty:

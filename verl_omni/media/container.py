@@ -25,8 +25,7 @@ class DamagedError(Exception):
 def check_whole(path: Path) -> None:
     """Raise ``DamagedError`` if the file ends before its own headers say; a few bytes of it are read.
 
-    Decoders take such a file for a shorter clip. Live streams, raw frames and MP3 without a Xing header announce
-    nothing.
+    Decoders take such a file for a shorter clip. Live streams, raw frames and MP3 without a Xing header announce none.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

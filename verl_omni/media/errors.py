@@ -35,11 +35,7 @@ class DamagedAudioError(NoAudioError):
 
 
 def existing(path: str | PathLike) -> Path:
-    """Return ``path`` if a file with something in it, or a folder, is there.
-
-    Raises:
-        MediaError: nothing is there, or an empty file, or what is no file (a pipe would be waited for, for ever).
-    """
+    """Return ``path`` if a folder or a file with something in it is there, else ``MediaError`` (a pipe would hang)."""
     path = Path(path)
     try:
         found = path.stat()
@@ -53,10 +49,9 @@ def existing(path: str | PathLike) -> Path:
 
 
 def media_boundary(problem: str, damaged: type[MediaError] = MediaError) -> Callable[[Callable], Callable]:
-    """Decorate a function of a source: whatever decoders and the system raise in it becomes ``MediaError``.
+    """Decorate a function of a source: what decoders and the system raise becomes ``MediaError``, damage ``damaged``.
 
-    Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed. A
-    damaged file becomes ``damaged``.
+    Damage makes them raise anything, from ``TypeError`` to ``MemoryError``; ``problem`` says what failed.
     """
 
     def decorate(read: Callable) -> Callable:

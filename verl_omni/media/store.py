@@ -2,12 +2,9 @@
 
 An entry is a safetensors file with one tensor, ``media``: uint8 frames ``[T, H, W, 3]`` as the model wants them (1.2 MB
 for 8 of 224 px), or float32 sound ``[samples]`` at 16 kHz (64 kB a second). Its name is a hash of the source's content
-and of all that decides what comes out: settings, and the versions of decoders. In the environment:
-
-    VERL_OMNI_MEDIA_CACHE       the folder (default ~/.cache/verl_omni/media, or under XDG_CACHE_HOME); 0: no cache
-    VERL_OMNI_MEDIA_CACHE_GB    its bound, 50 by default; what was not used for longest gives way
-
-Entries appear whole, by a rename: any number of processes and machines may use one folder.
+and of all that decides what comes out: settings, and the versions of decoders. Entries appear whole, by a rename: any
+number of processes and machines may use the folder, ``VERL_OMNI_MEDIA_CACHE`` in the environment (default
+~/.cache/verl_omni/media, or under XDG_CACHE_HOME; 0: none), of at most ``VERL_OMNI_MEDIA_CACHE_GB`` (50).
 """
 
 import fcntl
@@ -111,11 +108,7 @@ class Store:
     def get(
         self, source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False
     ) -> np.ndarray:
-        """What is kept of ``source``, else ``decode()``, which is kept then; what it raises is not.
-
-        Args:
-            checked: ``decode`` checks the whole file; an entry from before that was not checked so does not count.
-        """
+        """What is kept of ``source`` (by a ``decode`` that checks, if ``checked``), else ``decode()``, then kept."""
         before = state_of(source)
         key = self.key(source, settings)
         media = self.find(key, checked) if key else None
@@ -179,10 +172,7 @@ class Store:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Wait until no other process does ``name``: what it has left in the store need not be decoded again.
-
-        Where the folder or its file system refuses the lock, all decode: slower, and not wrong.
-        """
+        """Wait until no other process does ``name``; where the disk refuses the lock, all do: slower, not wrong."""
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,9 +208,6 @@ def read_frames(
 
     Args:
         call: Where they are decoded otherwise, such as ``Children.call``; default: in this process.
-
-    Raises:
-        MediaError: As ``read_video``.
     """
     settings = num_frames, frame_format
     return stored(source, ("video", *settings), lambda: call(decode_frames, source, *settings))
@@ -231,11 +218,7 @@ def decode_frames(source: VideoSource, num_frames: int, frame_format: FrameForma
 
 
 def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call = operator.call) -> np.ndarray:
-    """Return ``read_audio``'s float32 ``[samples]``, from the store if they are there; ``call``: see ``read_frames``.
-
-    Raises:
-        MediaError: As ``read_audio``.
-    """
+    """``read_audio``'s float32 ``[samples]``, from the store if they are there; ``call`` as for ``read_frames``."""
     return stored(source, ("audio", sampling_rate), lambda: call(read_audio, source, sampling_rate))
 
 

@@ -38,14 +38,12 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
     """Return ``num_frames`` frames of ``source`` as uint8 ``[num_frames, H, W, 3]`` (RGB).
 
     Args:
-        source: a video file, a gif, a folder of images (taken in the order of their names, as R1-Omni does), or a
-            list of image files (taken in the given order).
+        source: a video file, a gif (of which R1-Omni fills up short ones with black), a folder of images (taken in the
+            order of their names, as R1-Omni does), or a list of image files (taken in the given order).
         num_frames: frames to sample, see ``frame_indices``.
 
     Raises:
         MediaError: the file is missing, empty, or does not decode; the folder holds no images; sizes differ.
-
-    A gif with fewer frames than ``num_frames`` repeats frames like any other clip; R1-Omni appends black ones.
     """
     if not isinstance(source, str | os.PathLike):
         return _read_images([existing(image) for image in source], num_frames, name=f"{len(source)} images")

@@ -35,11 +35,7 @@ Points = list[tuple[int, float]]  # a metric's (step, value)
 
 
 def read_log(*paths: str | Path) -> dict[str, Points]:
-    """Points of every metric of a log, by step, UAR among them; several logs are the parts of a run that was resumed.
-
-    Raises:
-        LogError: The files hold no line of verl's file or console tracker.
-    """
+    """Points of every metric of a log, UAR among them; ``LogError`` without any. Several are a resumed run's parts."""
     points: dict[str, dict[int, float]] = {}
     recalls: dict[tuple[str, int], list[float]] = {}
     for line in (line for path in paths for line in Path(path).read_text("utf-8", "replace").splitlines()):

@@ -10,8 +10,7 @@ import jinja2
 import numpy as np
 
 from verl_omni.evaluation import scoring
-from verl_omni.evaluation.ablation import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
-from verl_omni.evaluation.results import Answer, ResultsError, read_answers
+from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VIDEO_BLANKED, Answer, ResultsError, read_answers
 from verl_omni.evaluation.scoring import consistency, explanation, grouped, prediction
 from verl_omni.report import clips, curves
 
@@ -28,9 +27,6 @@ def write_report(
     results: Sequence[str | Path], logs: Sequence[str | Path], out: str | Path, max_clips: int = 60, title: str = ""
 ) -> int:
     """Write the page from results files of ``evaluate`` and training logs; returns the number of clips shown.
-
-    Args:
-        max_clips: Number of clips to show, spread evenly over the rows.
 
     Raises:
         ResultsError: A results file cannot be read, or none holds an answer.
