@@ -113,5 +113,5 @@ def test_each_decoder_has_entries_of_its_own_in_the_media_cache(monkeypatch, tmp
     for decoder in (None, "decord", "pyav"):
         if decoder:
             monkeypatch.setenv("VERL_OMNI_VIDEO_DECODER", decoder)
-        keys.add(Store(tmp_path, 0).key(CLIPS / "landscape.mp4", ("video", 8)))
+        keys.add(Store(tmp_path, 0).entry(CLIPS / "landscape.mp4", ("video", 8)))
     assert len(keys) == 2

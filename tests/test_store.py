@@ -163,9 +163,9 @@ def test_what_was_not_used_for_longest_gives_way(folder, monkeypatch):
         os.utime(newest, (time.time() - age * 7200,) * 2)
     read_frames(clips[0], 8, FORMAT)  # used again
     read_frames(clips[2], 8, FORMAT)
-    sources = {entry.stem for entry in entries(folder)}
+    sources = set(entries(folder))
     kept = store.store()
-    assert sources == {kept.key(clip, ("video", 8, FORMAT)) for clip in (clips[0], clips[2])}
+    assert sources == {kept.entry(clip, ("video", 8, FORMAT)) for clip in (clips[0], clips[2])}
     assert sum(entry.stat().st_size for entry in entries(folder)) <= 2.7e6
 
 

@@ -38,6 +38,9 @@ DECODERS = ("av", "decord", "pillow", "scipy", "soundfile")
 TOUCH_AFTER = 3600  # seconds; when an entry was used is known to the hour, which spares shared disks
 RACY = 2 * 10**9  # nanoseconds in which a clock may not tell two states of a file apart
 
+Decode = Callable[[], np.ndarray]
+Call = Callable[..., Any]  # of a function and its arguments
+
 _digests: dict[Path, tuple[Hashable, str]] = {}
 
 
@@ -93,34 +96,29 @@ class Store:
         self.folder, self.max_bytes = folder, max_bytes
         self.unmeasured = max_bytes  # bytes written since the folder was last measured; the first write measures it
 
-    def key(self, source: VideoSource, settings: tuple) -> str | None:
-        """What decoding ``source`` with ``settings`` is kept under; None if the source cannot be read."""
+    def entry(self, source: VideoSource, settings: tuple) -> Path | None:
+        """Where what ``source`` decodes to with ``settings`` is kept; None if the source cannot be read."""
         paths = [source] if isinstance(source, str | os.PathLike) else source
         try:  # which decoder reads a file, its name decides too
             media = [[media_fingerprint(path), Path(path).suffix.lower()] for path in paths]
         except (OSError, ValueError):
             return None  # decoding it says what is wrong
-        return fingerprint([media, repr(settings), _versions(chosen())])
-
-    def path(self, key: str) -> Path:
+        key = fingerprint([media, repr(settings), _versions(chosen())])
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def get(
-        self, source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False
-    ) -> np.ndarray:
+    def get(self, source: VideoSource, settings: tuple, decode: Decode, checked: bool = False) -> np.ndarray:
         """What is kept of ``source`` (by a ``decode`` that checks, if ``checked``), else ``decode()``, then kept."""
         before = state_of(source)
-        key = self.key(source, settings)
-        media = self.find(key, checked) if key else None
+        entry = self.entry(source, settings)
+        media = self.find(entry, checked) if entry else None
         if media is None:
             media = decode()
-            if key and state_of(source) == before:  # else it may be another content than the key's
-                self.keep(key, media, source, checked)
+            if entry and state_of(source) == before:  # else it may be another content than the entry's
+                self.keep(entry, media, source, checked)
         return media
 
-    def find(self, key: str, checked: bool = False) -> np.ndarray | None:
-        """The media under ``key``; None if they are not there, are damaged (logged), or not ``checked`` in full."""
-        path = self.path(key)
+    def find(self, path: Path, checked: bool = False) -> np.ndarray | None:
+        """The media of an entry; None if they are not there, are damaged (logged), or not ``checked`` in full."""
         try:
             data = path.read_bytes()
             about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -137,12 +135,11 @@ class Store:
             return None
         return array if not checked or about["checked"] == "full" else None
 
-    def keep(self, key: str, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
+    def keep(self, path: Path, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
         """Write an entry. A full disk, or a folder that cannot be written, is logged: training needs no cache."""
         media = np.ascontiguousarray(media)
         about = {"crc32": str(zlib.crc32(media.data)), "checked": "full" if checked else ""}
         about["source"] = json.dumps(source, default=str)
-        path = self.path(key)
         temporary = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,15 +187,11 @@ def _store(folder: str, gigabytes: str) -> Store:
 
 def store() -> Store | None:
     """The store that the environment names; None if it is switched off, by itself or with all sharing."""
-    folder = os.environ.get("VERL_OMNI_MEDIA_CACHE") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_omni/media"
-    )
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("VERL_OMNI_MEDIA_CACHE") or f"{caches}/verl_omni/media"
     if folder == "0" or os.environ.get("VERL_OMNI_SHARING") == "0":
         return None
     return _store(folder, os.environ.get("VERL_OMNI_MEDIA_CACHE_GB") or "50")
-
-
-Call = Callable[..., Any]  # of a function and its arguments
 
 
 def read_frames(
@@ -222,7 +215,7 @@ def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call
     return stored(source, ("audio", sampling_rate), lambda: call(read_audio, source, sampling_rate))
 
 
-def stored(source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False) -> np.ndarray:
+def stored(source: VideoSource, settings: tuple, decode: Decode, checked: bool = False) -> np.ndarray:
     """``Store.get``, which see, of the environment's store; without one ``decode()``."""
     kept = store()
     return decode() if kept is None else kept.get(source, settings, decode, checked)
