@@ -1,6 +1,28 @@
 """Adjustments of verl and vLLM, where they have no extension point: one file each, named like its diff in ``patches/``.
 
-``verl_omni.plugin`` lists them all and installs each right after the module that it concerns is imported. A second call
-with a module does nothing (``functools.cache``, where a function does not look for itself), and a run that has neither
-this package's rows nor its rewards nor its model goes on as without.
+``verl_omni.plugin`` lists them all, and calls each with its module right after that is imported. A second call does
+nothing, and a run that has neither this package's rows nor its rewards nor its model goes on as without.
 """
+
+from collections.abc import Callable
+from functools import wraps
+from types import ModuleType
+
+
+def replaces(owner: ModuleType | type, name: str) -> Callable[[Callable], Callable]:
+    """Put the decorated function, whose first argument is the original, in the place of ``owner.name``, once."""
+
+    def replace(function: Callable) -> Callable:
+        original = getattr(owner, name)
+        if hasattr(original, "replaced"):
+            return original
+
+        @wraps(original)
+        def adjusted(*args: object, **kwargs: object) -> object:
+            return function(original, *args, **kwargs)
+
+        adjusted.replaced = original
+        setattr(owner, name, adjusted)
+        return adjusted
+
+    return replace

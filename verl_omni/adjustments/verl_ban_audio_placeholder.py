@@ -1,26 +1,17 @@
 """A sampled audio placeholder has no audio behind it; verl bans those of images and videos only."""
 
-from functools import cache
+from collections.abc import Callable
 from types import ModuleType
 
+from verl_omni.adjustments import replaces
 from verl_omni.models.families import family_of
 
 
-@cache
 def ban_audio_placeholder(utils: ModuleType) -> None:
-    """Ban the audio placeholder from sampling, as verl bans those of images and videos.
+    """Ban from sampling what stands for sound, and what else a family's positions count."""
 
-    Args:
-        utils: ``verl.workers.rollout.utils``.
-    """
-    get_vision_placeholder_token_ids = utils.get_vision_placeholder_token_ids
-
-    def get_placeholder_token_ids(processor: object) -> list[int]:
-        token_ids = get_vision_placeholder_token_ids(processor)
-        audio = utils.get_processor_token_id(processor, "audio")
-        config = getattr(processor, "config", None)
-        family = family_of(config)  # whose positions also count what begins a medium
-        banned = {*token_ids, *(family.placeholders(config) if family else ()), *([] if audio is None else [audio])}
-        return sorted(banned)
-
-    utils.get_vision_placeholder_token_ids = get_placeholder_token_ids
+    @replaces(utils, "get_vision_placeholder_token_ids")
+    def get_placeholder_token_ids(of_vision: Callable, processor: object) -> list[int]:
+        audio, family = utils.get_processor_token_id(processor, "audio"), family_of(getattr(processor, "config", None))
+        banned = {*of_vision(processor), *(family.placeholders(processor.config) if family else ())}
+        return sorted(banned if audio is None else banned | {audio})

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tensordict import NonTensorStack, TensorDict
 
+from verl_omni.adjustments.verl_groups_together import uid_of
 from verl_omni.media.cache import ContentCache, enabled
 from verl_omni.models.families import loaded
 
@@ -33,11 +34,7 @@ class ClipInputs(dict):
 
 
 def store_clips_once(utils: ModuleType) -> None:
-    """Let rollouts refer to their prompt's clip: when they are put, read and cleared.
-
-    Args:
-        utils: ``verl.utils.transferqueue_utils``.
-    """
+    """Let rollouts refer to their prompt's clip: when they are put, read and cleared."""
     if "put_rollouts" in vars(utils):  # upstream does it, or this has been here
         return
     tq, read = utils.tq, utils._async_meta_to_realdata
@@ -102,11 +99,6 @@ def store_clips_once(utils: ModuleType) -> None:
 
     tq.async_kv_batch_put, tq.kv_clear, utils._async_meta_to_realdata = put_rollouts, clear_with_clips, read_with_clips
     utils.put_rollouts = put_rollouts  # a second call finds it
-
-
-def uid_of(key: str) -> str:
-    """The prompt's uid in its own key, in a rollout's ``{uid}_{session}_{index}`` and in a clip's."""
-    return key.partition("_")[0]
 
 
 def is_ours(inputs: dict[str, torch.Tensor] | None) -> bool:

@@ -1,9 +1,10 @@
 """The rollouts of a prompt on one rank, side by side; imports nothing of verl, in whose imports it is loaded."""
 
-from functools import wraps
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from verl_omni.adjustments import replaces
 from verl_omni.media.cache import enabled
 
 
@@ -12,16 +13,14 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
 
     Adds to verl's ``global_seqlen/`` metrics, which then describe this order, ``ungrouped_balanced_min`` and
     ``_max`` of verl's own, and ``groups`` beside ``groups_computed``, where a prompt counts for each rank that has it.
-
-    Args:
-        trainer_base: ``verl.trainer.ppo.v1.trainer_base``.
     """
     if "get_whole_group_partitions" in vars(trainer_base):  # upstream does it, or this has been here
         return
-    balance = trainer_base.PPOTrainer._balance_batch
 
-    @wraps(balance)
-    def balance_groups(self, batch, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any):
+    @replaces(trainer_base.PPOTrainer, "_balance_batch")
+    def balance_groups(
+        balance: Callable, self: Any, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any
+    ) -> Any:
         batch = balance(self, batch, metrics, logging_prefix=logging_prefix, **kwargs)
         if not enabled() or not has_our_rows(self):
             return batch
@@ -39,7 +38,6 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
         batch.reorder([row for rows in partitions for row in rows])
         return batch
 
-    trainer_base.PPOTrainer._balance_batch = balance_groups
     trainer_base.get_whole_group_partitions = get_whole_group_partitions
 
 
@@ -51,7 +49,7 @@ def has_our_rows(trainer: Any) -> bool:
 
 
 def uid_of(key: str) -> str:
-    """The prompt's uid in a rollout's key ``{uid}_{session}_{index}``."""
+    """The prompt's uid in its own key, in a rollout's ``{uid}_{session}_{index}`` and in a clip's."""
     return key.partition("_")[0]
 
 

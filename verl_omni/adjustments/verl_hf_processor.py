@@ -1,24 +1,20 @@
 """verl's ``hf_processor`` returns None for a processor class that it does not list."""
 
 import sys
-from functools import cache
+from collections.abc import Callable
 from types import ModuleType
 
 from transformers import AutoConfig
 
+from verl_omni.adjustments import replaces
 from verl_omni.models.families import family_of
 
 
-@cache
 def accept_processor(tokenizer: ModuleType) -> None:
-    """Let verl's ``hf_processor`` return our families' processors; it returns None for all but seven class names.
+    """Let it return our families' processors."""
 
-    Args:
-        tokenizer: ``verl.utils.tokenizer.tokenizer``.
-    """
-    hf_processor = tokenizer.hf_processor
-
-    def hf_processor_of_families(name_or_path: str, **kwargs: object) -> object:
+    @replaces(tokenizer, "hf_processor")
+    def hf_processor_of_families(hf_processor: Callable, name_or_path: str, **kwargs: object) -> object:
         try:
             config = AutoConfig.from_pretrained(name_or_path, **kwargs)
         except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model unknown here
@@ -30,5 +26,5 @@ def accept_processor(tokenizer: ModuleType) -> None:
         return processor
 
     # verl imports this module before its plug-ins, so two packages have copied the name by now.
-    for module in (tokenizer, sys.modules["verl.utils.tokenizer"], sys.modules["verl.utils"]):
-        module.hf_processor = hf_processor_of_families
+    for package in ("verl.utils.tokenizer", "verl.utils"):
+        sys.modules[package].hf_processor = tokenizer.hf_processor

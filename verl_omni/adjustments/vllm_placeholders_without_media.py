@@ -1,26 +1,22 @@
 """vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from verl_omni.adjustments import replaces
 from verl_omni.models.families import family_of
 
 
-@cache
 def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     """Refuse prompts with placeholders but no media at all: for those vLLM does not ask its multimodal processor.
 
-    Args:
-        input_processor: ``vllm.v1.engine.input_processor``. From then on such a prompt raises vLLM's own
-            ``VLLMValidationError``, which its server answers as a client's error.
+    Such a prompt then raises vLLM's own ``VLLMValidationError``, which its server answers as a client's error.
     """
     from vllm.exceptions import VLLMValidationError  # vLLM 0.24's input_processor does not have the name
 
-    validate = input_processor.InputProcessor._validate_model_input
-
-    def validate_model_input(self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
+    @replaces(input_processor.InputProcessor, "_validate_model_input")
+    def validate_model_input(validate: Callable, self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
         validate(self, prompt_input, prompt_type)
         config = self.model_config.hf_config
         if prompt_input["type"] == "token" and (family := family_of(config)):
@@ -29,5 +25,3 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
                 raise VLLMValidationError(
                     f"The prompt has placeholders (ids {sorted(found)}), but no media were passed with it."
                 )
-
-    input_processor.InputProcessor._validate_model_input = validate_model_input
