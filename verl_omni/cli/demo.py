@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from verl_omni.cli.tables import show
-from verl_omni.study.demo import FAMILIES, Demo, draw_rewards, run_stages, summary
+from verl_omni.study.demo import FAMILIES, Demo, run_stages, summary
 from verl_omni.study.stages import StageError
 
 
@@ -39,6 +39,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}\n(the same command goes on where this stopped)", file=sys.stderr)
         return 1
     show(summary(demo))
-    print(f"rewards: {draw_rewards(demo.out)}\nreport:  {demo.out / 'report.html'}")
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"report: {demo.out / 'report.html'}\n{(time.monotonic() - started) / 60:.1f} minutes")
     return 0

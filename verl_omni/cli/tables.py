@@ -12,8 +12,8 @@ def make_table(
 ) -> Table:
     """Return a table of numbers, which stand on the right, but for the columns named in ``left``."""
     made = Table(title=title, caption=caption or None)
-    for column in columns:
-        made.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if column in left else "right", overflow="fold", no_wrap=index == 0)
     for row in rows:
         made.add_row(*row)
     return made

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from verl_omni.checkpoints import latest
+from verl_omni.cli.tables import make_table
 from verl_omni.report.curves import read_log
 from verl_omni.study.stages import execute, steps_in
 
@@ -121,63 +121,34 @@ class Demo:
 
 def summary(demo: Demo) -> Table:
     """Accuracy, UAR and format rate of the models, accuracy without each sense, in %; explanations; variants' cost."""
-    table = Table(title="held-out clips, in %; explanations that name another emotion than the answer", box=SIMPLE_HEAD)
-    columns = ["model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "other emotion"]
-    for column in columns + ["tokens", "s a step"] * bool(demo.variants):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
-    for name in demo.models:
+
+    def row(name: str) -> list[str]:
         scores = json.loads((demo.out / "results" / f"{name}.scores.json").read_text())
-        by_variant = {score["variant"]: score for score in scores}
-        normal = by_variant["normal"]
-        table.add_row(
-            name,
-            *(f"{normal[key]:.1f}" for key in ("war", "uar", "format_rate")),
-            *(f"{by_variant[variant]['war']:.1f}" for variant in ("video_blanked", "audio_muted")),
-            f"{normal['epc']:.1f}",
-            f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}",
-            *(f"{value:.1f}" for value in (cost(metrics_of(demo.out, name)) if demo.variants else [])),
+        normal, blanked, muted = (
+            next(score for score in scores if score["variant"] == variant)
+            for variant in ("normal", "video_blanked", "audio_muted")
         )
-    return table
+        shares = [normal["war"], normal["uar"], normal["format_rate"], blanked["war"], muted["war"], normal["epc"]]
+        other = f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}"
+        costs = cost(metrics_of(demo.out, name)) if demo.variants else []
+        return [name, *map("{:.1f}".format, shares), other, *map("{:.1f}".format, costs)]
+
+    columns = ["model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "other emotion"]
+    columns += ["tokens", "s a step"] * bool(demo.variants)
+    title = "held-out clips, in %; explanations that name another emotion than the answer"
+    return make_table(columns, map(row, demo.models), left=("model",), title=title)
 
 
 def cost(metrics: dict[str, list[tuple[int, float]]]) -> list[float]:
     """Tokens an answer at the end, and the median step's seconds; nothing for a model that GRPO did not train."""
-    if TOKENS not in metrics:
+    if "response_length/mean" not in metrics:
         return []
-    return [metrics[TOKENS][-1][1], median(seconds for _, seconds in metrics["timing_s/step"])]
+    return [metrics["response_length/mean"][-1][1], median(seconds for _, seconds in metrics["timing_s/step"])]
 
 
 def metrics_of(out: Path, name: str) -> dict[str, list[tuple[int, float]]]:
     """A run's metrics by step, as verl logged them; of a run that was resumed, all its parts."""
     return read_log(*sorted((out / "logs").glob(f"{name}.*.jsonl")))
-
-
-def draw_rewards(out: Path) -> Path:
-    """A picture of the rewards while GRPO ran, one point a step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    points = metrics_of(out, "R1-Omni")
-    for key, (label, style) in CURVES.items():
-        axes.plot(*zip(*points[key], strict=True), style, label=label)
-    axes.set(xlabel="GRPO step", ylabel="mean", ylim=(0, 2.05), title="Rewards on the demo corpus")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    picture = out / "rewards.png"
-    figure.savefig(picture, dpi=120)
-    return picture
-
-
-TOKENS = "response_length/mean"
-CURVES = {  # verl's metric -> label, line
-    "critic/score/mean": ("reward of the rollouts (0 to 2)", "-"),
-    "reward/accuracy/mean": ("accuracy of the rollouts", "-"),
-    "reward/format/mean": ("format of the rollouts", "-"),
-    "val-aux/demo/accuracy/mean@1": ("held-out accuracy", "o-"),
-}
 
 
 def run_stages(demo: Demo) -> None:
