@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BertTokenizer, GenerationConfig, Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers import BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from verl_omni.corpora import demo
@@ -48,12 +48,9 @@ def build_full_size(out: Path, seed: int = 0) -> Path:
     processor = full_size_processor()
     torch.manual_seed(seed)
     model = HumanOmniQwen2ForCausalLM(config_of(processor))
-    tiny.spread_weights(model)
-    end, pad = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
-    model.to(torch.bfloat16).save_pretrained(out)
-    processor.save_pretrained(out)
-    return out
+    body = model.model
+    tiny.spread_weights(body.vision_tower, body.audio_tower, body.mm_projector, body.audio_projector)
+    return tiny.save(model.to(torch.bfloat16), processor, out)
 
 
 def build_720p(out: Path, **sizes: int) -> dict[str, Path]:

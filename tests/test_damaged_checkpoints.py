@@ -167,7 +167,7 @@ def test_a_killed_conversion_leaves_nothing_under_its_name(tmp_path: Path) -> No
     code = (
         "import os, signal, sys; from pathlib import Path; import verl_omni.models\n"
         "from verl_omni.models.humanomni import conversion\n"
-        "conversion.copy_generation_config = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "conversion.shutil.copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"conversion.convert({str(HUMANOMNI / 'ckpt_no_towers')!r}, {str(tmp_path / 'out')!r}, *sys.argv[1:])"
     )
     killed = subprocess.run([sys.executable, "-c", code, *map(str, TOWERS.values())], capture_output=True)

@@ -10,18 +10,15 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="original checkpoint (with --back: a converted directory)")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write; must be empty or not exist")
-    parser.add_argument("--vision", type=Path, help="SigLIP's directory (default: the one that config.json names)")
-    parser.add_argument("--audio", type=Path, help="Whisper's directory (default: the one that config.json names)")
-    parser.add_argument("--bert", type=Path, help="BERT's directory: configuration and tokenizer")
-    parser.add_argument(
-        "--towers",
-        choices=["directories", "checkpoint"],
-        default="directories",
-        help="where the weights of SigLIP and Whisper come from (default: directories, as the original loads them)",
-    )
-    parser.add_argument("--back", action="store_true", help="write the original layout of a converted directory")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="original checkpoint (with --back: a converted directory)")
+    add("--out", type=Path, required=True, help="directory to write; must be empty or not exist")
+    add("--vision", type=Path, help="SigLIP's directory (default: the one that config.json names)")
+    add("--audio", type=Path, help="Whisper's directory (default: the one that config.json names)")
+    add("--bert", type=Path, help="BERT's directory: configuration and tokenizer")
+    towers = "where the weights of SigLIP and Whisper come from (default: directories, as the original loads them)"
+    add("--towers", choices=["directories", "checkpoint"], default="directories", help=towers)
+    add("--back", action="store_true", help="write the original layout of a converted directory")
 
 
 def run(args: argparse.Namespace) -> int:

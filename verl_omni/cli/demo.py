@@ -12,20 +12,14 @@ from verl_omni.study.stages import StageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--family", choices=list(FAMILIES), default="humanomni", help="model family (default humanomni)"
-    )
-    parser.add_argument("--out", type=Path, help="folder (default outputs/demo, and the family if it is another)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=[],
-        metavar="RECIPE",
-        help="GRPO once more with each of these recipes on top, from the same cold start: explanation, dapo, dr_grpo, "
-        "gspo, rloo, no_think",
-    )
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the GRPO stages, as trainer.n_gpus_per_node=2")
+    add = parser.add_argument
+    add("--family", choices=list(FAMILIES), default="humanomni", help="model family (default humanomni)")
+    add("--out", type=Path, help="folder (default outputs/demo, and the family if it is another)")
+    add("--seed", type=int, default=0, help="seed of everything (default 0)")
+    recipes = "explanation, dapo, dr_grpo, gspo, rloo, no_think"
+    variants = f"GRPO once more with each of these recipes on top, from the same cold start: {recipes}"
+    add("--variants", nargs="+", default=[], metavar="RECIPE", help=variants)
+    add("overrides", nargs="*", help="Hydra overrides of the GRPO stages, as trainer.n_gpus_per_node=2")
 
 
 def run(args: argparse.Namespace) -> int:

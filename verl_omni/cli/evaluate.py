@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from verl_omni.evaluation.results import Answer
     from verl_omni.evaluation.scoring import Score  # scikit-learn is loaded when the scores are made
 
-PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
-)
+PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_bytes())
 EPILOG = """writes to --out:
   NAME.jsonl         one line per answer; run the same command again to go on after an interruption
   NAME.scores.json   WAR, UAR, recalls, confusion, intervals, by corpus and variant"""
@@ -36,18 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", nargs="+", type=Path, required=True, metavar="ROWS", help="rows files (see `prepare`)")
     add("--out", type=Path, default=Path("results"), help="folder for the results (default results)")
     add("--name", help="the model's name in results and report (default: its directory's)")
-    add(
-        "--modalities",
-        nargs="+",
-        choices=MODALITIES,
-        default=MODALITIES,
-        help="which of each row's media the model gets (default both), for one that was trained with +data.modalities",
-    )
+    modalities = "which of each row's media the model gets (default both), for one trained with +data.modalities"
+    add("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help=modalities)
     add("--preset", choices=list(PRESETS), help="settings that go together; each also has its flag")
     add = parser.add_argument_group("the question").add_argument
-    add(
-        "--question", metavar="NAME|TEXT", help=f"ask this in place of the rows' own: {', '.join(QUESTIONS)}, or a text"
-    )
+    question = f"ask this in place of the rows' own: {', '.join(QUESTIONS)}, or a text"
+    add("--question", metavar="NAME|TEXT", help=question)
     add("--options", action=argparse.BooleanOptionalAction, help="list the labels to choose from in it")
     add = parser.add_argument_group("scoring").add_argument
     add("--normalize", action="store_true", help="other words for a class count as it (verl_omni.labels.ALIASES)")
@@ -58,16 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modality-ablation", action="store_true", help="both of the above")
     add = parser.add_argument_group("decoding (greedy)").add_argument
     add("--max-tokens", type=int, help="length limit of an answer (default 512)")
-    add(
-        "--repetition-penalty",
-        type=float,
-        help="on new tokens; default 1, as in training; the original's inference took 1.1 from its checkpoints",
-    )
-    add(
-        "--no-audio",
-        choices=NO_AUDIO_POLICIES,
-        help="what a clip without sound is: a failed row (default), a row without sound, one with silence, or none",
-    )
+    penalty = "on new tokens; default 1, as in training; the original's inference took 1.1 from its checkpoints"
+    add("--repetition-penalty", type=float, help=penalty)
+    silent = "what a clip without sound is: a failed row (default), a row without sound, one with silence, or none"
+    add("--no-audio", choices=NO_AUDIO_POLICIES, help=silent)
     add("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
     add = parser.add_argument_group("vLLM").add_argument
     add("--max-model-len", type=int, help="prompt and answer in tokens (default 2048)")

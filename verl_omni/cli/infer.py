@@ -17,26 +17,12 @@ from verl_omni.prompts import QUESTION, instruction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("clip", type=Path, help="video, gif, sound file, or folder of frames")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=Path("R1-Omni-0.5B"),
-        help="self-contained model directory, see `convert` (default ./R1-Omni-0.5B)",
-    )
-    parser.add_argument(
-        "--ask",
-        metavar="QUESTION",
-        default=QUESTION,
-        help="another question than R1-Omni's; the instruction to think and answer in tags is added",
-    )
-    parser.add_argument("--max-tokens", type=int, default=512, help="length limit of the answer (default 512)")
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        help="default 1, as in training; the original's inference took 1.1 from its checkpoints",
-    )
+    add = parser.add_argument
+    add("clip", type=Path, help="video, gif, sound file, or folder of frames")
+    add("--model", type=Path, default=Path("R1-Omni-0.5B"), help="as `convert` makes them (default ./R1-Omni-0.5B)")
+    add("--ask", metavar="QUESTION", default=QUESTION, help="in place of R1-Omni's; think and answer in tags is added")
+    add("--max-tokens", type=int, default=512, help="length limit of the answer (default 512)")
+    add("--repetition-penalty", type=float, default=1.0, help="default 1; the original took 1.1 from its checkpoints")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,15 +18,9 @@ from verl_omni.data.files import write_rows
 from verl_omni.data.row import rl_row, sft_row
 from verl_omni.labels import LABELS, VOCABULARIES, canonical, normalize
 
+CORPORA = (dfew, mafw, ravdess, crema_d, meld, emer, mer_unibench, original)
 READERS: dict[str, Callable[..., Listing]] = {
-    "dfew": dfew.read,
-    "mafw": mafw.read,
-    "ravdess": ravdess.read,
-    "crema_d": crema_d.read,
-    "meld": meld.read,
-    "emer": emer.read,
-    "mer_unibench": mer_unibench.read,
-    "original": original.read,
+    **{corpus.__name__.rpartition(".")[2]: corpus.read for corpus in CORPORA},
     "csv": table.read,
 }
 OF_READERS = ("fold", "actors", "annotations")  # options that some readers have
@@ -47,18 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fold", type=int, help="dfew 1-5 (default 2), mafw 1-5 (1), crema_d 1-5 (1), ravdess 1-6 (none: all is test)")
     add("--actors", type=int, nargs="+", help="ravdess, crema_d: the actors to test, in place of a fold")
     add("--annotations", type=Path, help="original, csv, mer_unibench: the file; emer: one of several")
-    add(
-        "--vocabulary",
-        choices=list(VOCABULARIES),
-        help="words of the labels: R1-Omni's authors' (default) or the corpus's own; original and csv keep the file's",
-    )
+    words = "words of the labels: R1-Omni's authors' (default) or the corpus's own; original and csv keep the file's"
+    add("--vocabulary", choices=list(VOCABULARIES), help=words)
     add("--explanations", metavar="rules|FILE", help="explain the training clips by rule, or by a file of id and text")
-    add(
-        "--no-audio",
-        choices=NO_AUDIO_POLICIES[1:],
-        default="video_only",
-        help="rows of clips without a whole sound: without it (default), with silence as the original, or none",
-    )
+    silent = "rows of clips without a whole sound: without it (default), with silence as the original, or none"
+    add("--no-audio", choices=NO_AUDIO_POLICIES[1:], default="video_only", help=silent)
     add("--partial", action="store_true", help="accept missing clips and counts other than the published ones")
     add("--original-json", action="store_true", help="also write each split in the original R1-Omni's JSON format")
     add("--model", type=Path, help="demo: folder for a tiny random HumanOmni that fits the corpus")

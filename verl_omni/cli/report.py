@@ -7,18 +7,13 @@ from verl_omni.report.page import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="+", type=Path, help="results files that `evaluate` wrote (.jsonl)")
-    parser.add_argument(
-        "--logs",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="LOG",
-        help="training logs: verl's `file` tracker (VERL_FILE_LOGGER_PATH) or its console output",
-    )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
-    parser.add_argument("--clips", type=int, default=60, help="clips to browse, spread over all rows (default 60)")
-    parser.add_argument("--title", default="", help="heading of the page")
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, help="results files that `evaluate` wrote (.jsonl)")
+    logs = "training logs: verl's `file` tracker (VERL_FILE_LOGGER_PATH) or its console output"
+    add("--logs", nargs="+", type=Path, default=[], metavar="LOG", help=logs)
+    add("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    add("--clips", type=int, default=60, help="clips to browse, spread over all rows (default 60)")
+    add("--title", default="", help="heading of the page")
 
 
 def run(args: argparse.Namespace) -> int:

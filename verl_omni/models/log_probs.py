@@ -1,7 +1,7 @@
 """No logits where nobody reads them: verl's contract of fused kernels (``use_fused_kernels``), by verl's own kernel.
 
-verl reads the log-probabilities of answers. Those of media tokens, which no answer comes before, are left 0; those of
-what a group's sequences begin with are taken once.
+verl reads the log-probabilities of answers. Those up to the end of the media are left 0; those of what a group's
+sequences begin with are taken once.
 """
 
 from dataclasses import dataclass
@@ -30,18 +30,13 @@ def where_read(
         rows, leaders, common: see ``models.sharing``.
         media_ends: of each sequence, how many tokens go to the end of its media.
     """
-    device = rows.device
-    rank = torch.arange(rows.shape[1], device=device)
-    leader = torch.tensor(leaders, device=device)
-    # A group's last common token has a next one of each sequence's own.
-    own = (rank >= torch.tensor(common, device=device)[:, None] - 1) | (
-        leader == torch.arange(len(rows), device=device)
-    )[:, None]
-    valid = rows >= 0
-    read = valid & own & (rank >= torch.tensor(media_ends, device=device)[:, None] - 1)
-    source = torch.arange(tokens, device=device)
-    source[rows[valid]] = torch.where(own, rows, rows[leader])[valid]
-    return rows[read], source
+    rank, valid = torch.arange(rows.shape[1], device=rows.device), rows >= 0
+    leads = [leader == row for row, leader in enumerate(leaders)]
+    leads, common, ends = (torch.tensor(each, device=rows.device)[:, None] for each in (leads, common, media_ends))
+    own = leads | (rank >= common - 1)  # a group's last common token has a next one of each sequence's own
+    source = torch.arange(tokens, device=rows.device)
+    source[rows[valid]] = torch.where(own, rows, rows[leaders])[valid]
+    return rows[valid & own & (rank >= ends - 1)], source
 
 
 def log_probs_where_read(

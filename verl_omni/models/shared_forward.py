@@ -1,6 +1,6 @@
 """A forward in which prompts are computed once per group, and logits left out where nobody reads them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,17 +15,11 @@ from .sharing import Media, can_share, common_prefixes, media_of_rows, rows_of, 
 class SharedForward:
     """For a causal model of any family, which says what its media are, and takes ``shared_prompts=``."""
 
-    def media_of(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterable[Media]:
-        """The batch's media, and the placeholders of those that it lacks."""
-        raise NotImplementedError
-
-    def forward_plain(self, **inputs: Any) -> CausalLMOutputWithPast:
-        """Logits, whatever is shared."""
-        raise NotImplementedError
-
-    def hidden_states(self, **inputs: Any) -> torch.Tensor:
-        """The decoder's output ``[B, L, H]``, whatever is shared."""
-        raise NotImplementedError
+    # The batch's media, and the placeholders of those that it lacks; logits, and the decoder's output ``[B, L, H]``,
+    # whatever is shared.
+    media_of: Callable[..., Iterable[Media]]
+    forward_plain: Callable[..., CausalLMOutputWithPast]
+    hidden_states: Callable[..., torch.Tensor]
 
     def forward_shared(
         self,
@@ -35,13 +29,11 @@ class SharedForward:
         shift_labels: torch.Tensor | None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The model's forward.
+        """The model's forward; see ``HumanOmniQwen2ForCausalLM``'s.
 
         Args:
             inputs: ``input_ids``, ``attention_mask`` and ``position_ids``.
             media: the family's, by their names.
-            temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
-            shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
         """
         input_ids = inputs["input_ids"]
         share = kwargs.get("use_cache") is False and self.can_share_prompts(**inputs, media=media)

@@ -25,22 +25,14 @@ class SharedPrompts:
     """What of a batch is computed: ``[prompt, prompt, ..., answer, answer, ...]``; U tokens in place of all N.
 
     A prompt is what a group's sequences begin with in common, or a sequence that shares nothing.
-
-    Attributes:
-        unique: ``[U]`` where in the flattened batch the computed tokens stand.
-        inverse: ``[N]`` which of the computed tokens each of the batch is; 0 for padding.
-        prompts: length of each prompt.
-        answers: length of each answer.
-        keys: ``[keys of all answers]`` the tokens that each answer attends to, its prompt and itself, answer by answer.
-        lengths: number of those of each answer.
     """
 
-    unique: torch.Tensor
-    inverse: torch.Tensor
-    prompts: list[int]
-    answers: list[int]
-    keys: torch.Tensor
-    lengths: list[int]
+    unique: torch.Tensor  # [U], where in the flattened batch the computed tokens stand
+    inverse: torch.Tensor  # [N], which of the computed tokens each of the batch is; 0 for padding
+    prompts: list[int]  # length of each
+    answers: list[int]  # length of each
+    keys: torch.Tensor  # [keys of all answers], the tokens that each attends to, its prompt and itself
+    lengths: list[int]  # number of those of each answer
 
 
 def rows_of(
@@ -68,26 +60,14 @@ def rows_of(
 
 @dataclass(frozen=True)
 class Media:
-    """Videos, or sounds, of a batch.
+    """Videos, or sounds, of a batch; ``ValueError`` for another number of placeholders than of features."""
 
-    Attributes:
-        kind: the argument of the model's forward that they come in.
-        places: ``[tokens]`` where in the flattened batch their placeholders stand.
-        lengths: tokens of each.
-        names: what tells them apart.
-        encode: indices of some -> their features, ``[tokens, H]`` or ``[some, tokens, H]``.
-        tower: the frozen tower that ``encode`` runs, if nothing else does the encoding.
-
-    Raises:
-        ValueError: another number of placeholders than of features.
-    """
-
-    kind: str
-    places: torch.Tensor
-    lengths: Sequence[int] = ()
-    names: Sequence[Hashable] = ()
-    encode: Callable[[list[int]], torch.Tensor] | None = None
-    tower: torch.nn.Module | None = None
+    kind: str  # the argument of the model's forward that they come in
+    places: torch.Tensor  # [tokens], where in the flattened batch their placeholders stand
+    lengths: Sequence[int]  # tokens of each
+    names: Sequence[Hashable]  # what tells them apart
+    encode: Callable[[list[int]], torch.Tensor]  # indices of some -> [tokens, H] or [some, tokens, H]
+    tower: torch.nn.Module | None = None  # the frozen one that `encode` runs, if nothing else does the encoding
 
     def __post_init__(self) -> None:
         if len(self.places) != sum(self.lengths):
@@ -112,11 +92,9 @@ def media_of_rows(rows: torch.Tensor, tokens: int, batch: Iterable[Media]) -> tu
     """What each of ``rows_of``'s sequences shows (None: nothing), and how many of its tokens go to its media's end.
 
     Args:
-        tokens: of the flattened batch.
-        batch: its media.
+        tokens: their number in the flattened batch.
     """
-    clips: list[tuple] = [()] * len(rows)
-    ends = [0] * len(rows)
+    clips, ends = [()] * len(rows), [0] * len(rows)
     rank, owner = rows.new_zeros(2, tokens)
     row, place = (rows >= 0).nonzero(as_tuple=True)
     rank[rows[row, place]], owner[rows[row, place]] = place, row
@@ -131,13 +109,11 @@ def media_of_rows(rows: torch.Tensor, tokens: int, batch: Iterable[Media]) -> tu
 def common_prefixes(
     rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, media: list[Hashable]
 ) -> tuple[list[int], list[int]]:
-    """For each of ``rows_of``'s sequences, the first one with the same media, and how many tokens they share.
+    """For each of ``rows_of``'s sequences, the first one (perhaps itself) with the same media, and the length of what
+    all with these media begin with; 0 where nothing is shared.
 
     Args:
         media: what is seen and heard in each sequence; None where nothing is, and so nothing is shared.
-
-    Returns:
-        The first sequence's number (perhaps the own), and the length of what its whole group begins with; 0: nothing.
     """
     first: dict[Hashable, int] = {}
     leaders = [row if key is None else first.setdefault(key, row) for row, key in enumerate(media)]
@@ -191,11 +167,10 @@ def decode_shared(
     plan: SharedPrompts | None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
-    """``decode`` of the batch; with a plan, of what is computed, handed out to all of the batch.
+    """``decode`` of the batch ``[B, L, H]``; with a plan, of what is computed, handed out to all of the batch.
 
     Args:
         decode: a decoder's forward, which hands its keywords on to attention.
-        inputs_embeds: ``[B, L, H]``.
         position_ids: ``[B, L]`` or ``[K, B, L]``.
     """
     if plan is None:

@@ -21,7 +21,8 @@ def is_cpu_only() -> bool:
 
     A GPU cluster's head node has no accelerator either; its vLLM is a GPU build, and verl keeps its own choice there.
     """
-    if (version := _version("vllm")) and "+cpu" not in version:
+    version = next((vllm.version for vllm in importlib.metadata.distributions(name="vllm")), "")
+    if version and "+cpu" not in version:
         return False  # without a look at the driver: vLLM forks its engine, which then could not use it
     return not torch.accelerator.is_available()
 
@@ -29,19 +30,10 @@ def is_cpu_only() -> bool:
 def default_dtype() -> str:
     """Precision of the commands' models: float32 on a CPU, elsewhere vLLM's and transformers' ``auto``.
 
-    A CPU without bfloat16 instructions takes 50 times as long in bfloat16 as in float32 (1.3 against 68 GFLOP/s in a
-    matmul on two AVX2 cores); one that has them is not slower in float32 at the sizes that a CPU trains. The CPU
-    recipes state the same for verl.
+    A CPU without bfloat16 instructions takes 50 times as long in bfloat16 (1.3 against 68 GFLOP/s in a matmul on two
+    AVX2 cores); one that has them is not slower in float32 at the sizes that a CPU trains.
     """
     return "float32" if is_cpu_only() else "auto"
-
-
-def _version(distribution: str) -> str:
-    """Installed version of a distribution, empty if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def always(answer: object) -> Callable[..., Any]:
@@ -55,7 +47,7 @@ nothing = always(None)  # what only an accelerator needs: an allocator's cache, 
 def device_module() -> ModuleType:
     """``torch.cpu`` with the functions verl calls on ``torch.cuda``; memory is this process' resident set, in bytes."""
     process = psutil.Process()
-    module = ModuleType("verl_omni.platforms.cpu.device")
+    module: Any = ModuleType("verl_omni.platforms.cpu.device")
     module.__dict__.update({name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")})
 
     def resident(device: object = None) -> int:
@@ -68,21 +60,12 @@ def device_module() -> ModuleType:
         memory = psutil.virtual_memory()
         return memory.available, memory.total
 
-    module.__dict__.update(
-        memory_allocated=resident,
-        memory_reserved=resident,
-        max_memory_allocated=peak_resident,
-        max_memory_reserved=peak_resident,
-        mem_get_info=mem_get_info,
-        get_device_name=always("cpu"),
-        manual_seed=torch.manual_seed,
-        manual_seed_all=torch.manual_seed,
-        get_rng_state=torch.get_rng_state,
-        set_rng_state=torch.set_rng_state,
-        empty_cache=nothing,
-        ipc_collect=nothing,
-        reset_peak_memory_stats=nothing,
-    )
+    module.memory_allocated = module.memory_reserved = resident
+    module.max_memory_allocated = module.max_memory_reserved = peak_resident
+    module.mem_get_info, module.get_device_name = mem_get_info, always("cpu")
+    module.manual_seed = module.manual_seed_all = torch.manual_seed
+    module.get_rng_state, module.set_rng_state = torch.get_rng_state, torch.set_rng_state
+    module.empty_cache = module.ipc_collect = module.reset_peak_memory_stats = nothing
     return module
 
 
@@ -133,9 +116,8 @@ def keep_compiled_kernels_apart(cache_dir_utils: ModuleType) -> None:
 def use_one_thread(constants_ppo: ModuleType) -> None:
     """Let each process of a training compute with one thread on a CPU, unless ``OMP_NUM_THREADS`` says otherwise.
 
-    Processes that start as many threads as there are cores each, and wait for them in a loop, take many times as long
-    as soon as one more runs. The driver's environment is that of Ray's workers; verl's trainers alone import
-    ``constants_ppo``.
+    Processes with a thread per core each, which wait for them in a loop, take many times as long as soon as one more
+    runs. The driver's environment is that of Ray's workers; verl's trainers alone import ``constants_ppo``.
     """
     if is_cpu_only() and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"

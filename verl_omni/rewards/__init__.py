@@ -4,15 +4,8 @@ In any verl project, without anything else of this package::
 
     reward.custom_reward_function.path=pkg://verl_omni.rewards reward.custom_reward_function.name=compute_score
 
-answer.py        accuracy and format, the paper's; the parts of a completion
-explanation.py   does the explanation support the label (ERV)?
-faithfulness.py  does it use the senses that the clip has?
-length.py        DAPO's soft overlong punishment
-wheel.py         several emotions in an answer, compared by emotion wheels (MER-UniBench)
-lexicon.py       words for emotions and senses, and which of them a sentence asserts
-
-``verl_omni.rewards.manager`` is the verl reward manager, ``model_verifier`` asks a sequence classifier; neither is
-imported here, so that this stays light.
+``manager`` is the verl reward manager, ``model_verifier`` asks a sequence classifier; neither is imported here, so that
+this stays light.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,12 +64,11 @@ def compute_score(
     """Score one completion, by the contract of verl's ``custom_reward_function``.
 
     Args:
-        data_source: the row's corpus; not used, the rule is the same for all.
+        data_source, reward_model_tokenizer: verl passes them along; not used.
         solution_str: the decoded completion without special tokens.
         ground_truth: the label.
         extra_info: the row's extra information; ``senses``, where it has them, are those the model was given.
         reward_router_address: where verl serves the explanation's verifier (``reward.reward_model``), if it does.
-        reward_model_tokenizer: verl passes it along; not used.
         terms: weights, and arguments, of reward terms, as for ``read_terms``. A term of weight 0 is measured alone.
 
     Returns:

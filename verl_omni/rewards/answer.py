@@ -24,9 +24,7 @@ def extract_explanation(completion: str) -> str:
 
 
 def accuracy_reward(completion: str, label: str) -> float:
-    """Return 1.0 if the completion's answer equals ``label`` exactly, else 0.0.
-
-    ``label`` may be bare (``happy``) or tagged (``<answer> happy </answer>``), as R1-Omni's own data has it.
+    """Return 1.0 if the completion's answer equals ``label`` (bare or tagged, as R1-Omni's data has it), else 0.0.
 
     R1-Omni also asks math_verify first, which makes "class 2" right for the label "emotion 2"; that has no meaning
     for emotion words and is left out.

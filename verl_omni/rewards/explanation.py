@@ -32,18 +32,14 @@ def by_rules(texts: list[str]) -> list[list[str]]:
     return [emotions_in(text) or [NEUTRAL] for text in texts]
 
 
-def _verifier(verifier: Verifier | str) -> Verifier:
-    if callable(verifier):
-        return verifier
-    from verl_omni.rewards.model_verifier import load
-
-    return load(verifier)
-
-
 @lru_cache(maxsize=8)  # the reward and its metrics ask for one completion in turn, and a verifier may be a model
 def expressed(completion: str, verifier: Verifier | str) -> list[list[str]]:
     """The emotions of each sentence of a completion's explanation."""
-    return _verifier(verifier)(sentences(extract_explanation(completion)))
+    if isinstance(verifier, str):
+        from verl_omni.rewards.model_verifier import load
+
+        verifier = load(verifier)
+    return verifier(sentences(extract_explanation(completion)))
 
 
 def explanation_reward(completion: str, label: str, verifier: Verifier | str = by_rules) -> float:
@@ -53,8 +49,6 @@ def explanation_reward(completion: str, label: str, verifier: Verifier | str = b
     is no evidence against it. Without an explanation it is 0.
 
     Args:
-        completion: the model's text, with ``<think>…</think>``.
-        label: the true emotion, in any spelling of ``verl_omni.rewards.lexicon``.
         verifier: ``by_rules``, or a directory of a sequence classifier (or any function of that signature).
 
     >>> explanation_reward("<think>He frowns. His voice is angry. He seems sad.</think><answer>sad</answer>", "angry")

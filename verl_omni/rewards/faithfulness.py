@@ -12,8 +12,6 @@ def faithfulness_reward(completion: str, label: str = "", senses: Collection[str
     """Return the share of the clip's senses that the explanation mentions; 0.0 if it claims one that is not there.
 
     Args:
-        completion: the model's text, with ``<think>…</think>``.
-        label: not used.
         senses: ``sight`` and ``sound``, as far as the model was given them.
 
     >>> faithfulness_reward("<think>His face is pale.</think><answer>fear</answer>")

@@ -12,16 +12,10 @@ from pathlib import Path
 _TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 # The words an emotion goes by in an explanation. A label of any corpus, in any spelling, is a word of its emotion.
 EMOTIONS: dict[str, str] = _TABLES["emotions"]
-# What only the eye, or only the ear, tells of a person.
-SENSES: dict[str, str] = _TABLES["senses"]
-
-
-def _concept_of_word(table: dict[str, str]) -> dict[str, str]:
-    return {word: concept for concept, words in table.items() for word in [concept, *words.split()]}
-
-
-EMOTION_OF, SENSE_OF = _concept_of_word(EMOTIONS), _concept_of_word(SENSES)
-
+EMOTION_OF, SENSE_OF = (  # the latter of what only the eye, or only the ear, tells of a person
+    {word: concept for concept, words in _TABLES[table].items() for word in [concept, *words.split()]}
+    for table in ("emotions", "senses")
+)
 READ = 20_000  # characters of a text that are looked at: many times the longest completion, a millisecond's work
 TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[,.;:!?]")
 # Turns of phrase whose single words would mislead: those that deny, and those that deny nothing.
@@ -31,8 +25,6 @@ NO_DENIALS = re.compile(
     r"(?:can ?not|can't|could not|couldn't|unable to|fails? to|failed to) "
     r"(?:help|hide|conceal|contain|suppress|mask))\b"
 )
-
-
 NEGATIONS, CLAUSE_ENDS, CONTRASTS, CONCESSIONS, SEEMING = (
     frozenset(_TABLES["turns"][name].split())
     for name in ("negations", "clause_ends", "contrasts", "concessions", "seeming")
@@ -44,7 +36,6 @@ def asserted(sentence: str, vocabulary: dict[str, str]) -> tuple[list[str], list
     """Return the concepts that a sentence asserts, and those that seemed so before it says otherwise.
 
     Args:
-        sentence: English text.
         vocabulary: concept of each word, lower case.
     """
     text = sentence[:READ].lower().replace("\u2019", "'")

@@ -7,13 +7,13 @@ The classifier's labels (``id2label``) are emotion words; ERV's is a RoBERTa on 
 """
 
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 from urllib.request import Request, urlopen
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from verl_omni.rewards.explanation import Verifier
 from verl_omni.rewards.lexicon import emotion_of
 
 # ERV's: every emotion above the threshold, at most the two likeliest, and the likeliest where none is.
@@ -29,9 +29,14 @@ class ModelVerifier:
         self.multi_label = config.problem_type == "multi_label_classification"
         self.path = path
 
+    @cached_property
+    def classifier(self) -> tuple[Any, Any]:
+        """Tokenizer and model."""
+        return AutoTokenizer.from_pretrained(self.path), AutoModelForSequenceClassification.from_pretrained(self.path)
+
     def probabilities(self, texts: list[str]) -> list[list[float]]:
         """Return ``[texts][labels]``."""
-        tokenizer, model = _load_model(self.path)
+        tokenizer, model = self.classifier
         longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)  # not each tokenizer knows
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         with torch.inference_mode():
@@ -48,7 +53,7 @@ class ModelVerifier:
 
 
 class ServedVerifier(ModelVerifier):
-    """The same classifier behind verl's reward-model router (vLLM's ``/classify``)."""
+    """The same classifier behind verl's reward-model router at ``host:port`` (vLLM's ``/classify``)."""
 
     def __init__(self, path: str, address: str):
         super().__init__(path)
@@ -63,18 +68,4 @@ class ServedVerifier(ModelVerifier):
         return [answer["probs"] for answer in sorted(answers, key=lambda answer: answer["index"])]
 
 
-@lru_cache
-def _load_model(path: str) -> tuple:
-    return AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
-
-
-@lru_cache
-def load(path: str) -> Verifier:
-    """Return the classifier in a directory as a verifier; read once per process."""
-    return ModelVerifier(path)
-
-
-@lru_cache
-def served(path: str, address: str) -> Verifier:
-    """Return the classifier that verl serves at ``address`` (host:port); its labels are read from the directory."""
-    return ServedVerifier(path, address)
+load, served = lru_cache(ModelVerifier), lru_cache(ServedVerifier)  # read once per process

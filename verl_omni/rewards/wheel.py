@@ -44,10 +44,9 @@ def _wheels(level: int) -> list[dict[str, str]]:
 
 
 def sectors(emotions: Iterable[str], level: int = 1) -> list[set[str]]:
-    """Return the sectors of a set of emotions in each of the five wheels.
+    """Return the sectors of a set of emotions (in lower case) in each of the five wheels.
 
     Args:
-        emotions: words in lower case.
         level: 1 for the inner ring of the wheels (MER-UniBench's primary one), 2 for the middle ring.
     """
     emotions = list(emotions)
@@ -67,10 +66,6 @@ def harmonic_mean(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _answers(completion: str, label: str) -> tuple[list[str], list[str]]:
-    return emotion_list(extract_answer(label)), emotion_list(extract_answer(completion))
-
-
 def wheel_reward(completion: str, label: str, level: int = 1) -> float:
     """Return F1 of the answer's set of emotions, on average over the wheels, 0 to 1.
 
@@ -79,7 +74,7 @@ def wheel_reward(completion: str, label: str, level: int = 1) -> float:
     >>> wheel_reward("<answer>joyful</answer>", "happy"), wheel_reward("<answer>joyful</answer>", "happy, furious")
     (1.0, 0.6666666666666666)
     """
-    true, given = _answers(completion, label)
+    true, given = (emotion_list(extract_answer(text)) for text in (label, completion))
     scores = [score for score in set_scores(sectors(true, level), sectors(given, level)) if score]
     return sum(harmonic_mean(*score) for score in scores) / len(scores) if scores else float(set(true) == set(given))
 
@@ -87,11 +82,11 @@ def wheel_reward(completion: str, label: str, level: int = 1) -> float:
 def hit_reward(completion: str, label: str) -> float:
     """Return the share of wheels in which the answer hits a sector of the label, 0 to 1: MER-UniBench's hit rate.
 
-    A label that no wheel has (neutral) is hit by itself.
+    A label that no wheel has is hit by itself.
 
     >>> hit_reward("<answer>sad, furious</answer>", "angry")
     1.0
     """
-    true, given = _answers(completion, label)
+    true, given = (emotion_list(extract_answer(text)) for text in (label, completion))
     hits = [bool(want & got) for want, got in zip(sectors(true), sectors(given), strict=True) if want]
     return sum(hits) / len(hits) if hits else float(not set(true).isdisjoint(given))

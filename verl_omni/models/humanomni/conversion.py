@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
+from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from transformers import AutoConfig, BertTokenizer, Qwen2Tokenizer, WhisperFeatureExtractor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -37,8 +37,9 @@ RENAMED = {
     "model.audio_tower.audio_tower.": "model.audio_tower.",
 }
 TOWERS = tuple(RENAMED.values())
-# What tower directories hold besides the tower: the text half of SigLIP, the decoder of Whisper.
-NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_out.")
+# What tower directories hold besides the tower: the text half of SigLIP, the decoder of Whisper, heads.
+NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_out.", "projector.", "classifier.")
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # a ``.bin`` checkpoint stores tied ones twice
 # Whisper's classification head is in the original's class, but in no released Whisper, and nothing uses it.
 UNUSED_HEAD = ("model.audio_tower.projector.", "model.audio_tower.classifier.")
 
@@ -83,23 +84,28 @@ def convert(
     small = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
     config.original_files = {file.name: read_json(file) for file in small}
     has_towers = any(name.startswith(TOWERS) for name in weights)
-    config.original_tensors = {"towers": has_towers, "lm_head": "lm_head.weight" in weights}
-    if "model.embed_tokens.weight" not in weights:
-        raise ConversionError(f"{checkpoint}: no model.embed_tokens.weight in it: these are not HumanOmni's weights")
+    config.original_tensors = {"towers": has_towers, "lm_head": HEAD in weights}
+    if EMBEDDINGS not in weights:
+        raise ConversionError(f"{checkpoint}: no {EMBEDDINGS} in it: these are not HumanOmni's weights")
+    dtype = weights[EMBEDDINGS].dtype
     if towers == "directories":
-        weights = use_directories(weights, dirs, dtype=weights["model.embed_tokens.weight"].dtype)
+        weights = use_directories(weights, dirs, dtype)
     elif not has_towers:
         raise ConversionError(f"{checkpoint} has no tower weights: leave --towers checkpoint out")
     for name, shape in expected.items():
         if name.startswith(UNUSED_HEAD) and name not in weights:  # zeros; the original initialises it at random
-            weights[name] = torch.zeros(shape, dtype=weights["model.embed_tokens.weight"].dtype)
-    drop_tied_head(weights, config)
+            weights[name] = torch.zeros(shape, dtype=dtype)
+    if config.tie_word_embeddings and HEAD in weights and not torch.equal(weights.pop(HEAD), weights[EMBEDDINGS]):
+        raise ConversionError(
+            f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDINGS}: set it to false to keep both"
+        )
     check_tensors(weights, expected, checkpoint)
 
     with written_aside(out) as folder:
         save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES)
         processor.save_pretrained(folder)
-        copy_generation_config(checkpoint, folder)
+        if (generation := checkpoint / "generation_config.json").is_file():
+            shutil.copy(generation, folder)
         config.save_pretrained(folder)
     return out
 
@@ -121,7 +127,7 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
     weights = read_weights(directory)
     check_tensors(weights, expected, directory)
     if config.original_tensors["lm_head"] and config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights[HEAD] = weights[EMBEDDINGS].clone()
     if not config.original_tensors["towers"]:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
     with written_aside(out) as folder:
@@ -198,22 +204,18 @@ def to_new(name: str, renamed: dict[str, str] = RENAMED) -> str:
     return renamed.get(old, "") + name.removeprefix(old)
 
 
-def to_original(name: str) -> str:
-    return to_new(name, {new: original for original, new in RENAMED.items()})
+to_original = partial(to_new, renamed={new: original for original, new in RENAMED.items()})
 
 
 def tower_directory(name: str, given: str | Path | None, original: dict) -> Path:
     """The directory of a tower: the one given, else the one that the original's ``config.json`` names."""
-    key, source = f"mm_{name}_tower", f"--{name}"
     if given is None and name == "bert":
-        raise ConversionError(
-            "which BERT? Its tokenizer is not part of a checkpoint: pass --bert DIR (bert-base-uncased)"
-        )
-    if given is None:
-        given, source = str(original.get(key, "")), f"config.json's {key}"
-    if not (Path(given) / "config.json").is_file():
-        raise ConversionError(f"{source} is {str(given)!r}, no directory with a config.json here: pass --{name} DIR")
-    return Path(given)
+        raise ConversionError("which BERT? Its tokenizer is in no checkpoint: pass --bert DIR (bert-base-uncased)")
+    key = f"mm_{name}_tower"
+    source, path = (f"--{name}", given) if given else (f"config.json's {key}", original.get(key, ""))
+    if not (Path(str(path)) / "config.json").is_file():
+        raise ConversionError(f"{source} is {str(path)!r}, no directory with a config.json here: pass --{name} DIR")
+    return Path(path)
 
 
 def build_processor(checkpoint: Path, dirs: dict[str, Path], original: dict) -> HumanOmniProcessor:
@@ -225,10 +227,7 @@ def build_processor(checkpoint: Path, dirs: dict[str, Path], original: dict) -> 
     tokenizer.chat_template = None  # the original's is Qwen2-VL's; the processor brings HumanOmni's
     tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
     if len(tokenizer) > size:
-        raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} tokens with the two placeholders, but vocab_size is {size}: no unused "
-            "ids are left"
-        )
+        raise ConversionError(f"{len(tokenizer)} tokens with the two placeholders, vocab_size {size}: no ids are left")
     with reading(dirs["bert"]):
         bert_tokenizer = BertTokenizer.from_pretrained(dirs["bert"])
         bert = AutoConfig.from_pretrained(dirs["bert"])
@@ -267,7 +266,7 @@ def expected_shapes(config: HumanOmniConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shapes = {k: tuple(v.shape) for k, v in HumanOmniQwen2ForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
+        del shapes[HEAD]
     return shapes
 
 
@@ -279,8 +278,7 @@ def read_weights(directory: Path) -> Weights:
     weights: Weights = {}
     for file in files:
         with reading(file):
-            of_pickle = {"map_location": "cpu", "mmap": True, "weights_only": True}
-            tensors = torch.load(file, **of_pickle) if file.suffix == ".bin" else load_file(file)
+            tensors = load_state_dict_from_file(file, map_location="cpu", mmap=True, safe=file.suffix != ".bin")
         if twice := sorted(weights.keys() & tensors.keys()):
             raise ConversionError(f"{file}: tensors that another file of {directory} has, too: {', '.join(twice)}")
         weights |= tensors
@@ -313,23 +311,10 @@ def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype)
 def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> Weights:
     """A tower's tensors out of a directory that may hold the whole SigLIP or Whisper."""
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
-    weights = {
-        name: t for name, t in weights.items() if not name.startswith((*NOT_THE_TOWER, "projector.", "classifier."))
-    }
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(NOT_THE_TOWER)}
     if unknown := sorted(name for name in weights if not name.startswith(prefix)):
         raise ConversionError(f"{directory}: unexpected tensors {', '.join(unknown)}")
     return {new_prefix + name.removeprefix(prefix): tensor.to(dtype) for name, tensor in weights.items()}
-
-
-def drop_tied_head(weights: Weights, config: HumanOmniConfig) -> None:
-    """``.bin`` checkpoints store tied embeddings twice."""
-    if config.tie_word_embeddings and "lm_head.weight" in weights:
-        head, embeddings = weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"]
-        if not torch.equal(head, embeddings):
-            raise ConversionError(
-                "config.json says tie_word_embeddings, but lm_head.weight is not model.embed_tokens.weight: set it to "
-                "false to keep both"
-            )
 
 
 def check_tensors(weights: Weights, expected: dict[str, tuple[int, ...]], source: Path) -> None:
@@ -348,8 +333,3 @@ def check_tensors(weights: Weights, expected: dict[str, tuple[int, ...]], source
     if any(problems.values()):
         lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
         raise ConversionError(f"{source}: tensors do not fit the configuration, or are damaged; " + "; ".join(lists))
-
-
-def copy_generation_config(source: Path, out: Path) -> None:
-    if (source / "generation_config.json").is_file():
-        shutil.copy(source / "generation_config.json", out)

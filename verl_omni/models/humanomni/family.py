@@ -1,7 +1,4 @@
-"""HumanOmni as a family: see ``verl_omni.models.families.Family``."""
-
-from pathlib import Path
-from typing import Any
+"""HumanOmni as a family: see ``verl_omni.models.families``."""
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
@@ -17,13 +14,7 @@ AutoConfig.register(HumanOmniConfig.model_type, HumanOmniConfig, exist_ok=True)
 AutoModelForCausalLM.register(HumanOmniConfig, HumanOmniQwen2ForCausalLM, exist_ok=True)
 AutoProcessor.register(HumanOmniConfig, HumanOmniProcessor, exist_ok=True)
 
-
-def load_processor(directory: str | Path, **kwargs: Any) -> HumanOmniProcessor:
-    return AutoProcessor.from_pretrained(directory, **kwargs)
-
-
-def load_model(directory: str | Path, **kwargs: Any) -> HumanOmniQwen2ForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(directory, **kwargs)
+load_processor, load_model = AutoProcessor.from_pretrained, AutoModelForCausalLM.from_pretrained
 
 
 def owns(inputs: dict) -> bool:

@@ -91,30 +91,24 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
         input_features: torch.Tensor | None,
     ) -> Iterator[Media]:
         """See ``SharedForward``."""
-        config, length = self.config, self.config.num_video_tokens
-        if pixel_values is None:
-            yield Media("pixel_values", placeholder_positions(input_ids, config.video_token_id, length))
-        else:
+        config, length, names = self.config, self.config.num_video_tokens, []
+        inputs = (pixel_values, bert_input_ids, bert_attention_mask)
+        if pixel_values is not None:
             length = length // config.num_frames * pixel_values.shape[1]
-            places = placeholder_positions(input_ids, config.video_token_id, length)
-            inputs = (pixel_values, bert_input_ids, bert_attention_mask)
             # A question changes what is seen.
             questions = fingerprints(bert_input_ids.masked_fill(bert_attention_mask == 0, -1))
             names = list(zip(fingerprints(pixel_values), questions, strict=True))
-            yield Media(
-                *("pixel_values", places, [length] * len(names), names),
-                lambda some: self.get_video_features(*(values[some] for values in inputs)),
-            )
-        length = config.num_audio_tokens
+        places = placeholder_positions(input_ids, config.video_token_id, length)
+        yield Media(
+            *("pixel_values", places, [length] * len(names), names),
+            lambda some: self.get_video_features(*(values[some] for values in inputs)),
+        )
+        length, names = config.num_audio_tokens, [] if input_features is None else fingerprints(input_features)
         places = placeholder_positions(input_ids, config.audio_token_id, length)
-        if input_features is None:
-            yield Media("input_features", places)
-        else:
-            names = fingerprints(input_features)
-            yield Media(
-                *("input_features", places, [length] * len(names), names),
-                lambda some: self.get_audio_features(input_features[some]),
-            )
+        yield Media(
+            *("input_features", places, [length] * len(names), names),
+            lambda some: self.get_audio_features(input_features[some]),
+        )
 
 
 class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):

@@ -65,21 +65,13 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
         if not isinstance(image_processor, SiglipImageProcessorPil):
             # Where torchvision is installed, Auto picks a processor that resizes differently from the original's.
             image_processor = SiglipImageProcessorPil(**image_processor.to_dict())
-        super().__init__(
-            image_processor, feature_extractor, tokenizer, bert_tokenizer, chat_template=chat_template or CHAT_TEMPLATE
-        )
+        parts = (image_processor, feature_extractor, tokenizer, bert_tokenizer)
+        super().__init__(*parts, chat_template=chat_template or CHAT_TEMPLATE)
         self.patch_size, self.num_frames = patch_size, num_frames
         self.prompt_style = check_option("prompt_style", prompt_style, PROMPT_STYLES)
         self.aspect_ratio = check_option("aspect_ratio", aspect_ratio, ASPECT_RATIOS)
         self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [
-            *("input_ids", "attention_mask", "pixel_values", "bert_input_ids", "bert_attention_mask"),
-            "input_features",
-        ]
 
     def video_tokens(self, num_frames: int) -> int:
         """Placeholders of a video of ``num_frames``."""
@@ -162,19 +154,17 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
         self, frames: np.ndarray | Sequence[Image.Image], aspect_ratio: str | None = None
     ) -> torch.Tensor:
         """Frames uint8 ``[T, H, W, 3]`` or T PIL images -> ``[T, 3, S, S]`` float32, bit-equal to the original's."""
-        aspect_ratio = check_option("aspect_ratio", aspect_ratio or self.aspect_ratio, ASPECT_RATIOS)
-        settings = (aspect_ratio, self.image_processor.to_json_string())
-        return processed_once(frames, settings, lambda: self._process_frames(frames, aspect_ratio))
+        wanted = self.frame_format(aspect_ratio)
+        settings = (wanted, self.image_processor.to_json_string())
+        return processed_once(frames, settings, lambda: self._process_frames(frames, wanted))
 
-    def _process_frames(self, frames: np.ndarray | Sequence[Image.Image], aspect_ratio: str) -> torch.Tensor:
-        config = self.image_processor
+    def _process_frames(self, frames: np.ndarray | Sequence[Image.Image], wanted: FrameFormat) -> torch.Tensor:
         images = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
-        resized = self.frame_format(aspect_ratio).apply(images)  # [T, S, S, 3]
+        resized = wanted.apply(images)  # [T, S, S, 3]
         # A pixel has 256 values: what the image processor makes of them is looked up, bit-equal and 5 times as fast.
         ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
-        table = config([ramp], do_resize=False, input_data_format="channels_last")["pixel_values"][0][
-            ..., 0
-        ]  # [3, 256]
+        processed = self.image_processor([ramp], do_resize=False, input_data_format="channels_last")
+        table = processed["pixel_values"][0][..., 0]  # [3, 256]
         return torch.from_numpy(np.stack([table[c][resized[..., c]] for c in range(3)], axis=1))
 
     def process_wave(self, wave: np.ndarray, sampling_rate: int) -> torch.Tensor:
@@ -207,28 +197,24 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
         self, texts: list[str], num_videos: int, video_metadata: Sequence[dict | None] | None = None
     ) -> list[str]:
         """The question about each video: its metadata's ``instruction``, else its prompt's."""
-        metadata = [item or {} for item in (video_metadata or [None] * num_videos)]
+        given = [(item or {}).get("instruction") for item in video_metadata or [None] * num_videos]
         # Videos belong to the prompts that hold their placeholders; without any, to the prompts one by one.
         owners = [text for text in texts for _ in range(text.count(VIDEO_TOKEN))]
         owners = owners or (texts if len(texts) == num_videos else texts[:1] * num_videos)
-        if len(metadata) != num_videos or (len(owners) != num_videos and not all("instruction" in m for m in metadata)):
+        if len(given) == num_videos and None not in given:
+            return given
+        if not len(given) == len(owners) == num_videos:
             raise ValueError(
-                f"{num_videos} videos, {len(metadata)} metadata, {len(texts)} prompts: which question is whose? Give "
+                f"{num_videos} videos, {len(given)} metadata, {len(texts)} prompts: which question is whose? Give "
                 'each video its video_metadata {"instruction": ...}'
             )
-        owners = owners if len(owners) == num_videos else [""] * num_videos
-        return [
-            m["instruction"] if "instruction" in m else question_of(o) for m, o in zip(metadata, owners, strict=True)
-        ]
+        return [question_of(owner) if own is None else own for own, owner in zip(given, owners, strict=True)]
 
     def process_questions(self, questions: list[str]) -> dict[str, torch.Tensor]:
         """BERT's ids, all padded to its maximum length: verl concatenates the samples' tensors."""
+        longest = self.bert_tokenizer.model_max_length
         batch = self.bert_tokenizer(
-            questions,
-            padding="max_length",
-            truncation=True,
-            max_length=self.bert_tokenizer.model_max_length,
-            return_tensors="pt",
+            questions, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         )
         return {"bert_input_ids": batch["input_ids"], "bert_attention_mask": batch["attention_mask"]}
 

@@ -27,27 +27,19 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class ConvNorm(nn.Module):
-    """Convolution without bias, then a norm; named ``conv`` and ``bn`` in the checkpoints."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: int, groups: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = ChannelLayerNorm(channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x))
+def conv_norm(in_channels: int, channels: int, kernel: int, groups: int = 1) -> nn.Sequential:
+    """Convolution without bias, then a norm."""
+    conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=ChannelLayerNorm(channels)))
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(nn.Sequential):
     def __init__(self, channels: int, width: int):
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, width, 1)
-        self.fc2 = nn.Conv2d(width, channels, 1)
+        fc1, fc2 = nn.Conv2d(channels, width, 1), nn.Conv2d(width, channels, 1)
+        super().__init__(OrderedDict(fc1=fc1, act=nn.SiLU(), fc2=fc2, gate=nn.Sigmoid()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True))))  # [N, C, 1, 1]
-        return x * gate.sigmoid()
+        return x * super().forward(x.mean((2, 3), keepdim=True))
 
 
 class RegBlock(nn.Module):
@@ -55,11 +47,11 @@ class RegBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, channels, 1)
-        self.conv2 = ConvNorm(channels, channels, 3, groups=channels)
+        self.conv1 = conv_norm(in_channels, channels, 1)
+        self.conv2 = conv_norm(channels, channels, 3, groups=channels)
         self.se = SqueezeExcite(channels, round(in_channels / 4))
-        self.conv3 = ConvNorm(channels, channels, 1)
-        self.downsample = ConvNorm(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        self.conv3 = conv_norm(channels, channels, 1)
+        self.downsample = conv_norm(in_channels, channels, 1) if in_channels != channels else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.silu(self.conv1(x))
@@ -68,8 +60,8 @@ class RegBlock(nn.Module):
 
 
 def reg_stage(depth: int, in_channels: int, channels: int) -> nn.Sequential:
-    blocks = [RegBlock(in_channels if i == 0 else channels, channels) for i in range(depth)]
-    return nn.Sequential(OrderedDict((f"b{i}", block) for i, block in enumerate(blocks, start=1)))
+    widths = [in_channels] + [channels] * (depth - 1)
+    return nn.Sequential(OrderedDict((f"b{i}", RegBlock(width, channels)) for i, width in enumerate(widths, start=1)))
 
 
 def mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
@@ -191,14 +183,10 @@ class HumanOmniTowers:
         patches = self.encode_video(pixel_values)
         return self.mm_projector(patches, self.branch_probs(bert_input_ids, bert_attention_mask))
 
-    def project_audio(self, encoded: torch.Tensor) -> torch.Tensor:
-        """Whisper's ``[A, positions, D]`` -> ``[A, positions // 3, H]``."""
-        pooled = F.avg_pool1d(encoded.transpose(1, 2), kernel_size=3, stride=3)
-        return self.audio_projector(pooled.transpose(1, 2))
-
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
         """Log-mel ``[A, bins, frames]`` -> ``[A, frames // 6, H]``."""
-        return self.project_audio(self.encode_audio(input_features))
+        pooled = F.avg_pool1d(self.encode_audio(input_features).transpose(1, 2), kernel_size=3, stride=3)
+        return self.audio_projector(pooled.transpose(1, 2))
 
     # Stand-ins for a modality that a batch lacks, to be added to the embeddings: zeros that depend on all of the
     # modality's trainable parameters, since data-parallel ranks must agree on which parameters have a gradient.

@@ -24,7 +24,7 @@ from vllm.multimodal.processing import (
 )
 
 from .configuration import HumanOmniConfig
-from .processing import HumanOmniProcessor, question_of
+from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor, question_of
 
 
 class HumanOmniDataParser(MultiModalDataParser):
@@ -69,26 +69,31 @@ class HumanOmniProcessingInfo(BaseProcessingInfo):
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"video": None, "audio": None}
 
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+    def placeholders(self) -> list[tuple[str, int, int]]:
+        """Each modality, its placeholder's id, and how many of them an item becomes."""
         config = self.get_hf_config()
-        return {"video": config.num_video_tokens, "audio": config.num_audio_tokens}
+        return [
+            ("video", config.video_token_id, config.num_video_tokens),
+            ("audio", config.audio_token_id, config.num_audio_tokens),
+        ]
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {modality: length for modality, _, length in self.placeholders()}
 
 
 class HumanOmniDummyInputsBuilder(BaseDummyInputsBuilder[HumanOmniProcessingInfo]):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        processor = self.info.get_hf_processor()
-        tokens = {"video": processor.video_token, "audio": processor.audio_token}
+        tokens = {"video": VIDEO_TOKEN, "audio": AUDIO_TOKEN}
         return "\n".join(tokens[modality] for modality in tokens for _ in range(mm_counts.get(modality, 0)))
 
     def get_dummy_mm_data(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]
     ) -> MultiModalDataDict:
-        config, processor = self.info.get_hf_config(), self.info.get_hf_processor()
+        config, extract = self.info.get_hf_config(), self.info.get_hf_processor().feature_extractor
         size = config.vision_config.image_size
         video = np.zeros((config.num_frames, size, size, 3), dtype=np.uint8)
-        wave = np.zeros(processor.feature_extractor.n_samples, dtype=np.float32)
-        counts = {"video": (video, mm_counts.get("video", 0)), "audio": (wave, mm_counts.get("audio", 0))}
-        return {modality: [item] * count for modality, (item, count) in counts.items() if count}
+        items = {"video": video, "audio": np.zeros(extract.n_samples, dtype=np.float32)}
+        return {modality: [items[modality]] * count for modality, count in mm_counts.items() if count}
 
 
 class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingInfo]):
@@ -99,10 +104,7 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
     """
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Process a prompt and its media.
-
-        Args:
-            inputs: vLLM's ``ProcessorInputs``.
+        """Process a prompt and its media (vLLM's ``ProcessorInputs``).
 
         Raises:
             ValueError: the prompt's placeholders and the media do not match; a video with another number of frames
@@ -130,11 +132,7 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
 
     def _collapse(self, prompt: list[int], mm_items: MultiModalDataItems) -> list[int]:
         """Leave one placeholder of each expanded run, and check that there is one for each item."""
-        config = self.info.get_hf_config()
-        lengths = {
-            config.video_token_id: ("video", config.num_video_tokens),
-            config.audio_token_id: ("audio", config.num_audio_tokens),
-        }
+        lengths = {token: (modality, length) for modality, token, length in self.info.placeholders()}
         collapsed: list[int] = []
         found = {"video": 0, "audio": 0}
         for token, group in groupby(prompt):
@@ -204,12 +202,9 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {
-            "pixel_values": MultiModalFieldConfig.batched("video"),
-            "bert_input_ids": MultiModalFieldConfig.batched("video"),
-            "bert_attention_mask": MultiModalFieldConfig.batched("video"),
-            "input_features": MultiModalFieldConfig.batched("audio"),
-        }
+        of_videos = ("pixel_values", "bert_input_ids", "bert_attention_mask")
+        kinds = dict.fromkeys(of_videos, "video") | {"input_features": "audio"}
+        return {name: MultiModalFieldConfig.batched(kind) for name, kind in kinds.items()}
 
     def _get_prompt_updates(
         self,
@@ -217,11 +212,7 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        config = self.info.get_hf_config()
         return [
             PromptReplacement(modality=modality, target=[token], replacement=[token] * length)
-            for modality, token, length in (
-                ("video", config.video_token_id, config.num_video_tokens),
-                ("audio", config.audio_token_id, config.num_audio_tokens),
-            )
+            for modality, token, length in self.info.placeholders()
         ]

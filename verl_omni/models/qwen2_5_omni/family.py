@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni as a family: see ``verl_omni.models.families.Family``."""
+"""Qwen2.5-Omni as a family: see ``verl_omni.models.families``."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,13 @@ __all__ = ["build_tiny", "load_model", "load_processor", "owns", "placeholders",
 Qwen2_5OmniConfig.tie_word_embeddings = False
 Qwen2_5OmniConfig.max_position_embeddings = property(lambda self: text_config(self).max_position_embeddings)
 AutoModelForImageTextToText.register(Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, exist_ok=True)
+load_model = Qwen2_5OmniForConditionalGeneration.from_pretrained
 
 
 def load_processor(directory: str | Path, **kwargs: Any) -> Qwen2_5OmniProcessor:
     processor = Qwen2_5OmniProcessor.from_pretrained(directory, **kwargs)
     processor.config = AutoConfig.from_pretrained(directory, **kwargs)
     return processor
-
-
-def load_model(directory: str | Path, **kwargs: Any) -> Qwen2_5OmniForConditionalGeneration:
-    return Qwen2_5OmniForConditionalGeneration.from_pretrained(directory, **kwargs)
 
 
 def owns(inputs: dict) -> bool:

@@ -149,27 +149,25 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         thinker, config, ids = self.thinker, self.config.thinker_config, input_ids.flatten()
         places = [(ids == token).nonzero().squeeze(1) for token in (config.video_token_id, config.audio_token_id)]
         frozen = (None, None) if self.train_towers else self.towers
-        if pixel_values_videos is None:
-            yield Media("pixel_values_videos", places[0])
-        else:
+        lengths, names = [], []
+        if pixel_values_videos is not None:
             grids, sizes = video_grid_thw, video_grid_thw.prod(-1).tolist()
-            videos = pixel_values_videos.split(sizes)
-            yield Media(
-                *("pixel_values_videos", places[0], [size // thinker.spatial_merge_size**2 for size in sizes]),
-                list(zip(map(tuple, grids.tolist()), fingerprints(pixel_values_videos, sizes), strict=True)),
-                lambda some: (
-                    thinker.get_video_features(torch.cat([videos[index] for index in some]), grids[some]).pooler_output
-                ),
-                frozen[0],
+            videos, lengths = (
+                pixel_values_videos.split(sizes),
+                [size // thinker.spatial_merge_size**2 for size in sizes],
             )
-        if input_features is None:
-            yield Media("input_features", places[1])
-        else:
-            mels, mask, frames = input_features, feature_attention_mask, feature_attention_mask.sum(-1)
-            yield Media(
-                *("input_features", places[1]),
-                thinker.audio_tower._get_feat_extract_output_lengths(frames)[1].tolist(),
-                list(zip(frames.tolist(), fingerprints(mels), strict=True)),
-                lambda some: thinker.get_audio_features(mels[some], mask[some]).last_hidden_state,
-                frozen[1],
-            )
+            names = list(zip(map(tuple, grids.tolist()), fingerprints(pixel_values_videos, sizes), strict=True))
+
+        def see(some: list[int]) -> torch.Tensor:
+            return thinker.get_video_features(torch.cat([videos[index] for index in some]), grids[some]).pooler_output
+
+        yield Media("pixel_values_videos", places[0], lengths, names, see, frozen[0])
+        lengths, names, mels, mask = [], [], input_features, feature_attention_mask
+        if mels is not None:
+            lengths = thinker.audio_tower._get_feat_extract_output_lengths(mask.sum(-1))[1].tolist()
+            names = list(zip(mask.sum(-1).tolist(), fingerprints(mels), strict=True))
+
+        def hear(some: list[int]) -> torch.Tensor:
+            return thinker.get_audio_features(mels[some], mask[some]).last_hidden_state
+
+        yield Media("input_features", places[1], lengths, names, hear, frozen[1])
