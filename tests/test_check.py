@@ -96,7 +96,10 @@ def rows_to_train_on(path: Path, kind: str, *clips: str) -> str:
 
 def fit(name: str, tiny: Path, rows: str, *overrides: str) -> dict[str, doctor.Finding]:
     model = ("" if "sft" in name else "actor_rollout_ref.") + f"model.path={tiny}"
-    grpo = [] if "sft" in name else [f"data.val_files=[{rows}]", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
+    grpo = [f"data.val_files=[{rows}]", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
+    for of in ("actor.ppo", "ref.log_prob", "rollout.log_prob"):
+        grpo.append(f"actor_rollout_ref.{of}_micro_batch_size_per_gpu=1")
+    grpo = [] if "sft" in name else grpo
     overrides = [model, f"data.train_files=[{rows}]", *grpo, "data.train_batch_size=2", *overrides]
     return {finding.what: finding for finding in doctor.attempted(doctor.recipe, name, overrides)}
 

@@ -16,7 +16,7 @@ from verl_omni.media.cache import enabled
 class OneReplicaAgentLoop(SingleTurnAgentLoop):
     """verl's load balancer keeps requests of one id on one replica, the one with the least to do when the first comes.
 
-    verl's own loop has an id for each rollout; here it is the prompt's. vLLM gets ids of verl's client, one a request.
+    verl's own loop has an id for each rollout, here it is the prompt's; vLLM gets ids of verl's client.
     """
 
     server_manager: Any  # verl's class is unknown to mypy

@@ -21,10 +21,8 @@ INPUTS = ("model.path", "actor_rollout_ref.model.path", "data.train_files", "dat
 class CheckPaths(Callback):
     """Hydra callback that ends the command before Ray starts if a model or rows file is not there.
 
-    It also restores the file in which verl looks for the last checkpoint, should a kill have left it empty.
-
-    A recipe names it under ``hydra.callbacks``. A model may be in the hub's cache, too; a path with a scheme
-    (``hdfs://``) is verl's to fetch and not looked for. ``remedy`` says how a user of the recipe gets these files.
+    It also restores the file in which verl looks for the last checkpoint, should a kill have left it empty. A model may
+    be in the hub's cache, too; a path with a scheme (``hdfs://``) is verl's to fetch. ``remedy`` says how to get them.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -66,11 +64,12 @@ class CheckSettings(Callback):
     def on_job_start(self, config: DictConfig, **_: object) -> None:
         from verl_omni.media.cache import enabled  # not for each Hydra command: it loads the decoders
 
-        values = {key: OmegaConf.select(config, key) for key in REFUSED}
-        if not enabled():
-            del values["skip.rollout_tq.enable"]
-        wrong = [f"{key}={value}: {REFUSED[key][1]}" for key, value in values.items() if value == REFUSED[key][0]]
-        if wrong := wrong + list(_uneven(config)):
+        wrong = [
+            f"{key}={refused}: {why}"
+            for key, (refused, why) in REFUSED.items()
+            if OmegaConf.select(config, key) == refused and (enabled() or key != "skip.rollout_tq.enable")
+        ]
+        if wrong := [*wrong, *_uneven(config)]:
             raise SystemExit("\n".join(["settings that cannot work:", *wrong]))
 
 
@@ -94,11 +93,9 @@ def _uneven(config: DictConfig) -> Iterator[str]:
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """What verl's trainer gets from ``+recipe=name`` and overrides: ``main_ppo`` if the recipe has rollouts, else
-    ``sft_trainer``. Hydra's own part is in it, for ``run_start_checks``.
+    """What ``main_ppo``, if the recipe has rollouts, else ``sft_trainer`` gets from ``+recipe=name`` and overrides.
 
-    Raises:
-        HydraException: a recipe or an override that cannot be composed; ``RecipeError`` is one.
+    Hydra's own part is in it, for ``run_start_checks``. What cannot be composed raises ``HydraException``.
     """
     with initialize_config_module("verl.trainer.config", version_base=None):
         grpo = "actor_rollout_ref" in compose("sft_trainer_engine", [f"+recipe={name}"])

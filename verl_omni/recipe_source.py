@@ -33,18 +33,11 @@ def shipped() -> dict[str, Path]:
 
 
 def resolve(name: str) -> Path:
-    """The file behind ``+recipe=name``: a path (absolute, or relative to the working directory), else a shipped recipe.
-
-    Raises:
-        RecipeError: neither exists.
-    """
-    path = Path(name).expanduser()
-    for candidate in (path, path.with_name(path.name + ".yaml")):
-        if candidate.is_file():
+    """The file behind ``+recipe=name``: a path, else a shipped recipe; ``RecipeError`` if there is neither."""
+    path, recipes = Path(name).expanduser(), shipped()
+    for candidate in (path, path.with_name(path.name + ".yaml"), recipes.get(name)):
+        if candidate and candidate.is_file():
             return candidate
-    recipes = shipped()
-    if name in recipes:
-        return recipes[name]
     raise RecipeError(
         f"no recipe {name!r}: there is no file {path.absolute()}, and the recipes shipped with verl_omni are "
         f"{', '.join(sorted(recipes))}; pass a path or one of these names, as in +recipe=r1omni"

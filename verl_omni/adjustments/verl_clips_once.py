@@ -45,9 +45,8 @@ def store_clips_once(utils: ModuleType) -> None:
         key = f"{uid}_{content_of(inputs)}"
         if key not in puts:  # the prompt's other rollouts wait for this one, or fail with it
             row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
-            puts[key] = asyncio.ensure_future(
-                put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
-            )
+            sent = put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
+            puts[key] = asyncio.ensure_future(sent)
             if len(puts) > REMEMBERED:
                 puts.popitem(last=False)
         await puts[key]

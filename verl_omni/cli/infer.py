@@ -5,13 +5,13 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import av
 from av.stream import Disposition
 
 from verl_omni.checkpoints import model_directory
 from verl_omni.media import MediaError, read_audio
 from verl_omni.media.child import Children
 from verl_omni.media.container import open_container
+from verl_omni.media.errors import existing, media_boundary
 from verl_omni.media.store import decode_frames
 from verl_omni.prompts import QUESTION, instruction
 
@@ -38,23 +38,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@media_boundary("not a media file that can be opened")
 def senses_of(clip: Path) -> list[str]:
     """``video`` and ``audio`` where a file has them; a folder of frames has ``video``.
 
     Raises:
         MediaError: The file is not there, is no media file, or has neither.
     """
-    if clip.is_dir():
+    if existing(clip).is_dir():
         return ["video"]
-    if not clip.is_file():
-        raise MediaError(f"{clip}: no such file; give a video, a gif, a sound file or a folder of frames")
-    try:
-        with open_container(clip) as container:
-            # A sound file's cover picture is a video stream too.
-            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            senses = ["video"] * bool(moving) + ["audio"] * bool(container.streams.audio)
-    except av.error.FFmpegError as error:
-        raise MediaError(f"{clip}: not a media file that can be opened ({error}); replace it") from error
+    with open_container(clip) as container:
+        # A sound file's cover picture is a video stream too.
+        moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        senses = ["video"] * bool(moving) + ["audio"] * bool(container.streams.audio)
     if not senses:
         raise MediaError(f"{clip}: neither picture nor sound in it; give a video, a gif or a sound file")
     return senses

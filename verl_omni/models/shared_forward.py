@@ -35,8 +35,18 @@ class SharedForward:
             inputs: ``input_ids``, ``attention_mask`` and ``position_ids``.
             media: the family's, by their names.
         """
-        input_ids = inputs["input_ids"]
-        share = kwargs.get("use_cache") is False and self.can_share_prompts(**inputs, media=media)
+        input_ids, mask, decoder = inputs["input_ids"], inputs["attention_mask"], self.get_decoder()
+        share = (
+            enabled()
+            and kwargs.get("use_cache") is False
+            and input_ids is not None
+            and not input_ids.is_meta
+            and inputs["position_ids"] is not None
+            and any(tensor is not None for tensor in media.values())
+            and (mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2))
+            and can_share(decoder.config._attn_implementation)
+            and not decoder.has_sliding_layers
+        )
         if not share and temperature is None:
             return self.forward_plain(**inputs, **media, **kwargs)
         rows = rows_of(**inputs)
@@ -51,26 +61,6 @@ class SharedForward:
         labels = input_ids.roll(-1, -1) if shift_labels is None else shift_labels
         read, source = where_read(rows, leaders, common, ends, input_ids.numel())
         return log_probs_where_read(hidden, labels, self.get_output_embeddings().weight, temperature, read, source)
-
-    def can_share_prompts(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | dict | None,
-        position_ids: torch.Tensor | None,
-        media: dict[str, torch.Tensor | None],
-    ) -> bool:
-        """Whether this forward is of a kind in which prompts may be computed once."""
-        decoder = self.get_decoder()
-        return (
-            enabled()
-            and input_ids is not None
-            and not input_ids.is_meta
-            and position_ids is not None
-            and any(tensor is not None for tensor in media.values())
-            and (attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2))
-            and can_share(decoder.config._attn_implementation)
-            and not decoder.has_sliding_layers
-        )
 
     @property
     def _verl_fused_kernels_backend(self) -> str:

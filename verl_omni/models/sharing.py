@@ -91,8 +91,7 @@ class Media:
 def media_of_rows(rows: torch.Tensor, tokens: int, batch: Iterable[Media]) -> tuple[list[tuple | None], list[int]]:
     """What each of ``rows_of``'s sequences shows (None: nothing), and how many of its tokens go to its media's end.
 
-    Args:
-        tokens: their number in the flattened batch.
+    ``tokens`` is their number in the flattened batch.
     """
     clips, ends = [()] * len(rows), [0] * len(rows)
     rank, owner = rows.new_zeros(2, tokens)
@@ -192,8 +191,7 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 def share_in_attention(attend: Attention, varlen: bool) -> Attention:
     """``attend``, an attention function of transformers, that knows ``shared_prompts``.
 
-    Args:
-        varlen: it takes packed sequences with ``cu_seq_lens_q`` and ``cu_seq_lens_k``, causal from the bottom right.
+    With ``varlen`` it takes packed sequences (``cu_seq_lens_q``, ``cu_seq_lens_k``), causal from the bottom right.
     """
     inner = packed_attention if varlen else padded_attention
 

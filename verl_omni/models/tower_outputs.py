@@ -7,7 +7,7 @@ cache of its own.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -51,8 +51,8 @@ def features_once(
         encoded = [output.clone() for output in encode(list(missing.values()))]
         known.update(zip(missing, encoded, strict=True))
         if not any(output.is_inference() for output in encoded):  # it could not take part in training later
-            for key, output in zip(missing, encoded, strict=True):
-                TOWER_OUTPUTS.get(key, lambda output=output: output)
+            for key in missing:
+                TOWER_OUTPUTS.get(key, partial(known.get, key))
     return [known[key] for key in keys]
 
 
@@ -92,15 +92,15 @@ def weights_fingerprint(tower: nn.Module) -> Hashable:
     parameters = [p.to_local() if isinstance(p, DTensor) else p for p in tower.parameters()]
     state = (id(tower), parameters[0].dtype, sum(0 if p.is_inference() else p._version for p in parameters))
     if tower.content is None or tower.content[0] != state:
-        tower.content = (state, (parameters[0].dtype, *(fingerprint(p.detach()) for p in parameters)))
+        hashes = ((tuple(p.shape), *_hash(p).tolist()) for p in parameters)
+        tower.content = (state, (parameters[0].dtype, *hashes))
     return tower.content[1]
 
 
 def fingerprints(items: torch.Tensor, sizes: list[int] | None = None) -> list[Hashable]:
-    """One per item of ``[N, ...]``; equal items have equal ones. A forward asks for its prompts and for its towers.
+    """One per item of ``[N, ...]``, or of ``sizes`` along its first dimension; equal items have equal ones.
 
-    Args:
-        sizes: of the items along the first dimension, if it is not one each.
+    A forward asks for its prompts and for its towers.
     """
     if not enabled():
         return list(range(len(items if sizes is None else sizes)))
@@ -111,10 +111,6 @@ def fingerprints(items: torch.Tensor, sizes: list[int] | None = None) -> list[Ha
         names = [tuple(row) for row in torch.stack([_hash(part) for part in parts]).tolist()]
         FINGERPRINTS[items] = version, names
     return names
-
-
-def fingerprint(tensor: torch.Tensor) -> Hashable:
-    return (tuple(tensor.shape), *_hash(tensor).tolist())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -42,20 +43,15 @@ class OmniMediaConnector(MediaConnector):
         if isinstance(media_io, AudioMediaIO):
             return Decoder(media_io, lambda path: (call(read_audio, path, SAMPLING_RATE), SAMPLING_RATE))
         if isinstance(media_io, VideoMediaIO):
-            count, wanted = media_io.num_frames, media_io.kwargs.get("frame_format")
-            if wanted:
-                return Decoder(media_io, lambda path: (call(decode_frames, path, count, FrameFormat(**wanted)), {}))
-            return Decoder(media_io, lambda path: (call(read_video, path, count), {}))
+            wanted = media_io.kwargs.get("frame_format")
+            read = partial(decode_frames, frame_format=FrameFormat(**wanted)) if wanted else read_video
+            return Decoder(media_io, lambda path: (call(read, path, media_io.num_frames), {}))
         return media_io
 
 
 @dataclass
 class Decoder(MediaIO):
-    """Reads files by ``read``.
-
-    Raises:
-        verl_omni.media.MediaError: a file that does not decode, or kills the decoder.
-    """
+    """Reads files by ``read``; ``verl_omni.media.MediaError`` for one that does not decode, or kills the decoder."""
 
     theirs: MediaIO
     read: Callable[[str], tuple]

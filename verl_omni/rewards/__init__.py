@@ -36,11 +36,8 @@ def read_terms(given: Mapping[str, float | Mapping[str, Any]]) -> dict[str, tupl
     """Return weight and arguments of each reward term: the paper's two, and what is given.
 
     Args:
-        given: term -> weight, or a mapping of ``weight`` and the term's own arguments
-            (``{explanation: {weight: 0.5, verifier: DIR}}``). ``accuracy_weight`` is ``accuracy``.
-
-    Raises:
-        TypeError: there is no such term.
+        given: term (``accuracy`` or ``accuracy_weight``) -> weight, or a mapping of ``weight`` and the term's own
+            arguments (``{explanation: {weight: 0.5, verifier: DIR}}``). An unknown term is a ``TypeError``.
     """
     terms = {}
     for name, value in [*PAPER.items(), *given.items()]:

@@ -27,9 +27,8 @@ class AccuracyFormatRewardManager(NaiveRewardManager):
     """Score a completion with ``verl_omni.rewards.compute_score`` and the terms of ``reward.reward_kwargs``.
 
     Raises:
-        ValueError: a custom reward function is configured too: the manager would have to ignore one of them. Where verl
-            serves a reward model it asks for a function; ``pkg://verl_omni.rewards`` says that it is this one. Or that
-            reward model is to share the trainer's GPUs, where verl hands it no labels.
+        ValueError: another reward function is configured too (where verl serves a reward model it asks for one, and
+            ``pkg://verl_omni.rewards`` is this); or that reward model is to share the trainer's GPUs.
         TypeError: ``reward.reward_kwargs`` holds something that is no reward term.
     """
 

@@ -20,12 +20,12 @@ def audio_tokens(positions: int) -> int:
 
 
 class HumanOmniConfig(Qwen2Config):
-    """Qwen2's configuration plus the towers'.
+    """Qwen2's configuration plus the towers', as such or as dicts.
 
     Args:
-        vision_config: SigLIP vision tower (``SiglipVisionConfig`` or its dict).
-        audio_config: Whisper, of which the encoder is used (``WhisperConfig`` or its dict).
-        bert_config: the BERT that reads the question for the gate (``BertConfig`` or its dict).
+        vision_config: SigLIP vision tower.
+        audio_config: Whisper, of which the encoder is used.
+        bert_config: the BERT that reads the question for the gate.
         mm_projector_type: ``all_in_one_small`` (HumanOmni-0.5B, even patch grid) or ``all_in_one`` (7B, odd grid).
         mm_audio_projector_type: ``mlp2x_gelu``, the only one the released models have.
         mm_vision_select_layer: index into SigLIP's hidden states, -2 = before the last layer.
@@ -65,23 +65,18 @@ class HumanOmniConfig(Qwen2Config):
             raise ValueError(f"mm_projector_type {self.mm_projector_type!r}: known are {sorted(PROJECTORS)}")
         if self.mm_audio_projector_type != "mlp2x_gelu":
             raise ValueError(f"mm_audio_projector_type {self.mm_audio_projector_type!r}: known is 'mlp2x_gelu'")
-        if self.patch_grid % 2 != PROJECTORS[self.mm_projector_type][2]:
-            vision = self.vision_config
+        size, patch = self.vision_config.image_size, self.vision_config.patch_size
+        grid = size // patch  # patches per side of a frame
+        if grid % 2 != PROJECTORS[self.mm_projector_type][2]:
             raise ValueError(
-                f"a {vision.image_size} px image in {vision.patch_size} px patches gives a {self.patch_grid}x"
-                f"{self.patch_grid} grid, which {self.mm_projector_type} cannot halve: all_in_one_small needs an even "
-                "grid, all_in_one an odd one"
+                f"a {size} px image in {patch} px patches gives a {grid}x{grid} grid, which {self.mm_projector_type} "
+                "cannot halve: all_in_one_small needs an even grid, all_in_one an odd one"
             )
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
         """As transformers', without what is a choice of the training run."""
         return {name: value for name, value in super().to_dict().items() if name != "freeze_bert"}
-
-    @property
-    def patch_grid(self) -> int:
-        """Patches per side of a frame."""
-        return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
     def num_video_tokens(self) -> int:

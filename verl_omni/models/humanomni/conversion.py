@@ -1,9 +1,8 @@
 """Original R1-Omni checkpoints <-> self-contained directories.
 
 An original checkpoint names its towers by paths in ``config.json``, which users edit by hand, and ignores the tower
-weights that it may carry. A converted directory holds everything under one roof: config with the towers' nested, all
-weights, the processor with both tokenizers, the chat template. The original's small JSON files travel inside the new
-``config.json`` (``original_files``), through training too, so that the way back needs nothing else.
+weights that it may carry. A converted directory holds everything under one roof. The original's small JSON files travel
+inside the new ``config.json`` (``original_files``), through training too, so that the way back needs nothing else.
 
 Tensors stay in their files, mapped into memory, until they are written in shards.
 """

@@ -28,14 +28,17 @@ def placeholder_positions(input_ids: torch.Tensor, token_id: int, length: int) -
     return positions[(torch.bincount(run) % length == 0)[run]]
 
 
-class SharedTowers(HumanOmniTowers):
-    """``HumanOmniTowers`` that work once for all samples of a clip: see ``models.tower_outputs``."""
+class HumanOmniQwen2Model(HumanOmniTowers, Qwen2Model):
+    config: HumanOmniConfig
 
-    def init_towers(self, config: HumanOmniConfig) -> None:
-        super().init_towers(config)
+    def __init__(self, config: HumanOmniConfig):
+        super().__init__(config)
+        self.init_towers(config)
         for tower in (self.vision_tower, self.audio_tower):
             watch_weights(tower)
+        self.post_init()
 
+    # Once for all samples of a clip, see ``models.tower_outputs``.
     def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.once(super().encode_video, pixel_values, self.vision_tower, self.skip_video)
 
@@ -44,15 +47,6 @@ class SharedTowers(HumanOmniTowers):
 
     def once(self, encode: Callable, items: torch.Tensor, tower: nn.Module, skip: Callable) -> torch.Tensor:
         return torch.stack(features_once(fingerprints(items), lambda some: encode(items[some]), tower, skip))
-
-
-class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
-    config: HumanOmniConfig
-
-    def __init__(self, config: HumanOmniConfig):
-        super().__init__(config)
-        self.init_towers(config)
-        self.post_init()
 
     def forward(
         self,
@@ -63,7 +57,7 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
         shared_prompts: SharedPrompts | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """See :meth:``HumanOmniQwen2ForCausalLM.forward``."""
+        """See ``HumanOmniQwen2ForCausalLM.forward``."""
         media = {name: kwargs.pop(name, None) for name in MEDIA_INPUTS}
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, **media)
@@ -112,15 +106,7 @@ class HumanOmniQwen2Model(SharedTowers, Qwen2Model):
 
 
 class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
-    """HumanOmni with the names of R1-Omni's checkpoints.
-
-    Example::
-
-        import verl_omni.models
-        model = AutoModelForCausalLM.from_pretrained(directory)
-        inputs = AutoProcessor.from_pretrained(directory).apply_chat_template(messages, tokenize=True, ...)
-        model.generate(**inputs, max_new_tokens=512)
-    """
+    """HumanOmni with the names of R1-Omni's checkpoints."""
 
     config: HumanOmniConfig
 

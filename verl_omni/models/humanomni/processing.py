@@ -29,22 +29,15 @@ MEDIA_TAGS = re.compile(
 
 
 class HumanOmniProcessor(ChatMedia, ProcessorMixin):
-    """Tokenizer, BERT tokenizer, SigLIP image processor and Whisper feature extractor in one.
+    """SigLIP's image processor, Whisper's feature extractor, Qwen2's tokenizer and that of the gate's BERT in one.
 
     Args:
-        image_processor: SigLIP's.
-        feature_extractor: Whisper's.
-        tokenizer: Qwen2's, with the placeholders ``<|humanomni_video|>`` and ``<|humanomni_audio|>``.
-        bert_tokenizer: of the BERT that reads the question.
+        tokenizer: with the placeholders ``<|humanomni_video|>`` and ``<|humanomni_audio|>``.
         patch_size: pixels a side of a SigLIP patch.
         num_frames: frames sampled from a video file.
         prompt_style: ``infer`` (as the original's inference) or ``grpo`` (as its GRPO, with Qwen2-VL's video tags).
         aspect_ratio: ``pad`` frames to squares with the mean colour, or ``squash`` them.
         chat_template: Jinja; the default renders R1-Omni's prompt.
-
-    Example::
-
-        inputs = processor(text=[prompt], videos=[frames], audio=[wave], return_tensors="pt")
     """
 
     video_token, audio_token = VIDEO_TOKEN, AUDIO_TOKEN
@@ -99,8 +92,7 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
         """Process a batch of prompts with their media, in the order of the placeholders.
 
         Args:
-            text: prompts with one placeholder per video and sound. Prompts without any placeholder may come with
-                media too: then the media are processed and the ids left alone.
+            text: prompts with one placeholder per video and sound, or none at all: then the ids are left alone.
             videos: each uint8 ``[T, H, W, 3]`` or a list of T PIL images, already sampled.
             audio: mono float waves ``[samples]`` at ``sampling_rate``.
             video_metadata: per video ``{"instruction": question}`` for BERT; default: the prompt's last user turn.
@@ -108,9 +100,8 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
             **kwargs: for the tokenizer (``padding``, ``padding_side``, ``truncation``, ...).
 
         Returns:
-            ``input_ids, attention_mask [B, L]``; with videos ``pixel_values [V, T, 3, S, S]`` (float32) and
-            ``bert_input_ids, bert_attention_mask [V, BERT's maximum length]``; with sounds ``input_features
-            [A, bins, frames]`` (float32).
+            ``input_ids, attention_mask [B, L]``, ``pixel_values [V, T, 3, S, S]`` (float32), ``bert_input_ids,
+            bert_attention_mask [V, BERT's maximum length]``, ``input_features [A, bins, frames]`` (float32).
 
         Raises:
             ValueError: images, frames still to be sampled, or placeholders and media that do not match.

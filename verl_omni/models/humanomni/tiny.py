@@ -35,10 +35,6 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
     """Write a random HumanOmni of about 1.5 million parameters (float32) to ``out_dir``, which is returned.
 
     32 video tokens (8 frames, 4x4 patches) and 33 audio tokens (2 s); all recipes run on it within seconds.
-
-    Example::
-
-        model = AutoModelForCausalLM.from_pretrained(build_tiny("tiny"))
     """
     out_dir = Path(out_dir)
     tokenizer, bert_tokenizer = train_tokenizer(corpus()), train_bert_tokenizer(corpus())

@@ -30,8 +30,7 @@ from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor, question_o
 class HumanOmniDataParser(MultiModalDataParser):
     """Brings every accepted form of a video to one: ``(uint8 [T, H, W, 3], {"instruction": str} or {})``.
 
-    Equal clips then have equal hashes, whether they came as an array, a ``[T, 3, H, W]`` tensor, PIL images, a tuple
-    with more metadata than the question, or a file.
+    Equal clips then have equal hashes, as arrays, ``[T, 3, H, W]`` tensors, PIL images, files, or with more metadata.
     """
 
     def _get_video_with_metadata(self, video: Any) -> tuple[np.ndarray, dict[str, str]]:
@@ -46,7 +45,7 @@ class HumanOmniDataParser(MultiModalDataParser):
                 f"A video must be uint8 RGB frames of shape [T, H, W, 3] or [T, 3, H, W], or PIL images of one size; "
                 f"found {frames.dtype} {list(frames.shape)}."
             )
-        known = {"instruction": metadata["instruction"]} if metadata and "instruction" in metadata else {}
+        known = {key: value for key, value in (metadata or {}).items() if key == "instruction"}
         return np.ascontiguousarray(frames), known
 
 

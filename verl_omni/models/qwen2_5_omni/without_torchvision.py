@@ -7,6 +7,7 @@ long as frames have their size already; which the datasets of this package see t
 import importlib
 import sys
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -24,11 +25,7 @@ def normalize(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> tor
 
 
 def resize(self: object, image: torch.Tensor, size: SimpleNamespace, **_: object) -> torch.Tensor:
-    """The method of upstream's video processor, where there is nothing to do.
-
-    Raises:
-        ValueError: frames that do not have the size.
-    """
+    """The method of upstream's video processor; ``ValueError`` where there would be anything to do."""
     height, width = image.shape[-2:]
     if (height, width) != (size.height, size.width):
         raise ValueError(
@@ -42,8 +39,7 @@ def import_processors() -> None:
     """Import upstream's modules, with the formulas above in place of torchvision if it is missing."""
     if is_torchvision_available():
         return
-    parents = FUNCTIONAL.split(".")
-    stand_ins = {name: ModuleType(name) for name in (".".join(parents[: end + 1]) for end in range(len(parents)))}
+    stand_ins = {name: ModuleType(name) for name in accumulate(FUNCTIONAL.split("."), "{}.{}".format)}
     for name, module in stand_ins.items():
         module.__spec__ = ModuleSpec(name, None)
     stand_ins["torchvision.transforms.v2"].functional = functional = stand_ins[FUNCTIONAL]
