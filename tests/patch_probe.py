@@ -31,6 +31,7 @@ ELSEWHERE = (
     "verl-clips-once.diff",
     "verl-lora-hf-model.diff",
     "vllm-nameless-queues.diff",
+    "vllm-audio-in-video.diff",
 )
 
 
@@ -452,8 +453,7 @@ def queue_in_use(model: str, ours: bool = True) -> list[object]:
     """Whether a queue that both ends have opened has a name in /dev/shm, what its reader gets, and what is left."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    mark = replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {})
-    with mark, ThreadPoolExecutor(1) as pool:
+    with replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {}), ThreadPoolExecutor(1) as pool:
         writer = MessageQueue(1, 1)
         file = Path("/dev/shm", writer.buffer.shared_memory.name)
         reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
@@ -466,6 +466,26 @@ def queue_in_use(model: str, ours: bool = True) -> list[object]:
         received = reader.dequeue(timeout=30)
         del reader, writer
     return [named_before, named, received, file.exists()]
+
+
+@probe("vllm-audio-in-video.diff")
+def positions_of_a_stream(model: str, ours: bool = True) -> list[object]:
+    """Of two words, a stream of 4 grids of 2 x 2 tokens and 100 of sound, and two words."""
+    from transformers import Qwen2_5OmniThinkerConfig
+    from vllm.model_executor.models.qwen2_5_omni_thinker import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
+
+    config = Qwen2_5OmniThinkerConfig(vision_start_token_id=151652, vision_end_token_id=151653)
+    sound, image = [config.audio_token_id] * 50, [config.video_token_id] * 8
+    begin = [config.vision_start_token_id, config.audio_start_token_id]
+    end = [config.audio_end_token_id, config.vision_end_token_id]
+    ids = [1, 2, *begin, *image, *sound, *image, *sound, *end, 3, 4]
+    grids = {"grid_t": 4, "grid_h": 2, "grid_w": 2, "t_factor": 25.0}
+    stream = grids | {"audio_feature_length": 400, "use_audio_in_video": True}
+    thinker = Thinker.__new__(Thinker)
+    thinker.__dict__.update(config=config, iter_mm_features=lambda features: [(3, "video", stream)])
+    with replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {}):
+        positions, delta = thinker.get_mrope_input_positions(ids, [])
+    return [positions[:, :5].tolist(), positions[:, -4:].tolist(), delta]
 
 
 def behaviour(function: Callable, *args: object) -> object:

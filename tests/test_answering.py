@@ -109,7 +109,7 @@ def load_job(tmp_path: Path, tiny: Path, row: dict, no_audio: str = "error"):
     settle_sounds(rows, no_audio)
     ((loaded, answers),) = plan(rows, "R1", ["normal"], [])
     with closing(Children()) as children:
-        return load(loaded, answers, processor, children.call)
+        return load(loaded, answers, processor, children.call, Settings())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Qwen2.5-Omni: what surrounds upstream's processor and model changes nothing of them."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -141,28 +140,36 @@ def test_frames_keep_their_ratio_and_upstream_resizes_them_no_more(processor, di
     reader(text=["<|VIDEO|>"], videos=[frames], return_tensors="pt")  # raises where it would have to resize
 
 
-@pytest.mark.parametrize("senses", [("video", "audio"), ("video",), ("audio",), ()])
-def test_the_processor_is_upstreams(processor, directory, senses):
+STREAM = {"use_audio_in_video": True}
+
+
+@pytest.mark.parametrize(
+    ("senses", "options"),
+    [(("video", "audio"), {}), (("video", "audio"), STREAM), (("video",), {}), (("audio",), {}), ((), {})],
+)
+def test_the_processor_is_upstreams(processor, directory, senses, options):
     upstream = AutoProcessor.from_pretrained(directory)
     assert type(upstream).__module__.startswith("transformers.")
     frames, wave = media(processor)
-    ours = inputs_of(processor, senses=senses)
+    ours = inputs_of(processor, senses=senses, **options)
+    shown = senses[:1] if options else senses  # upstream's chats of a stream name the video alone
     text = processor.apply_chat_template(
-        [{"role": "user", "content": [*({"type": s} for s in senses), {"type": "text", "text": QUESTIONS[0]}]}],
+        [{"role": "user", "content": [*({"type": s} for s in shown), {"type": "text", "text": QUESTIONS[0]}]}],
         add_generation_prompt=True,
     )
     theirs = upstream(
         text=[text], videos=[frames] if "video" in senses else None, audio=[wave] if "audio" in senses else None,
-        return_tensors="pt",
+        return_tensors="pt", **options,
     )  # fmt: skip
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @torch.no_grad()
-def test_the_model_is_upstreams(processor, model, thinker):
-    inputs = inputs_of(processor)
-    expected = thinker(**inputs).logits
+@pytest.mark.parametrize("options", [{}, STREAM])
+def test_the_model_is_upstreams(processor, model, thinker, options):
+    inputs = inputs_of(processor, **options)
+    expected = thinker(**inputs, **options).logits
     batch = {key: value for key, value in inputs.items() if key != "video_second_per_grid"}
     batch["position_ids"] = positions_of(processor, inputs)
     of_peft = {"inputs_embeds": None, "return_dict": True}  # what its wrapper adds
@@ -171,11 +178,13 @@ def test_the_model_is_upstreams(processor, model, thinker):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("train_towers", [False, True])
-def test_sharing_changes_neither_logits_nor_gradients(processor, model, thinker, packed, train_towers, monkeypatch):
+@pytest.mark.parametrize(("train_towers", "options"), [(False, {}), (True, {}), (False, STREAM)])
+def test_sharing_changes_neither_logits_nor_gradients(
+    processor, model, thinker, packed, train_towers, options, monkeypatch
+):
     model.train_towers = train_towers
     model.train()
-    clips = [inputs_of(processor, name) for name in ("landscape.mp4", "portrait.mp4")]
+    clips = [inputs_of(processor, name, **options) for name in ("landscape.mp4", "portrait.mp4")]
     samples = [with_answer(clips[index], *answer) for index, answer in ((0, (5, 6)), (0, (5, 7, 8)), (1, (9,)))]
     batch = batch_of(processor, samples, packed)
     results = {}
@@ -198,7 +207,7 @@ def test_sharing_changes_neither_logits_nor_gradients(processor, model, thinker,
     assert plain_gradients.keys() == gradients.keys()
     assert any("visual" in name for name in gradients) == train_towers
     assert all(torch.allclose(gradients[n], g, atol=1e-5, rtol=1e-3) for n, g in plain_gradients.items())
-    alone = [thinker(**sample).logits[0] for sample in samples]
+    alone = [thinker(**sample, **options).logits[0] for sample in samples]
     assert (shared - torch.cat(alone)).abs().max() <= 1e-4
 
 
@@ -246,9 +255,29 @@ def test_vllm_gets_one_placeholder_for_each_medium(processor):
     assert "user\n<|vision_bos|><|VIDEO|><|vision_eos|><|audio_bos|><|AUDIO|><|audio_eos|>Is this" in text
 
 
-def test_one_stream_of_video_and_sound_is_refused(processor):
-    with pytest.raises(ValueError, match="two items"):
-        inputs_of(processor, processor_kwargs={"use_audio_in_video": True})
+def test_vllm_gets_one_placeholder_for_a_stream(processor):
+    ids = inputs_of(processor, **STREAM)["input_ids"][0].tolist()
+    text = processor.tokenizer.decode(processor.collapse_placeholders(ids))
+    assert "user\n<|vision_bos|><|VIDEO|><|vision_eos|>Is this" in text
+
+
+def test_a_stream_needs_both_senses(processor, directory, tmp_path):
+    from omegaconf import OmegaConf
+
+    from verl_omni.data.check import RowsError
+    from verl_omni.data.dataset import OmniRLHFDataset, fill_in_frames
+
+    with pytest.raises(ValueError, match="each video needs its sound"):
+        inputs_of(processor, senses=("video",), **STREAM)
+    row = {"prompt": [{"role": "user", "content": "<video>Who?"}], "videos": [str(GOLDEN / "clips/landscape.mp4")],
+           "data_source": "demo", "reward_model": {"ground_truth": "happy"}}  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    config = OmegaConf.create({"max_prompt_length": 256, "mm_processor_kwargs": STREAM})
+    with pytest.raises(RowsError, match=r"rows.json row 0: use_audio_in_video needs a sound"):
+        OmniRLHFDataset([str(tmp_path / "rows.json")], processor.tokenizer, config, processor)
+    with pytest.raises(ValueError, match="knows no such streams"):
+        config = OmegaConf.create({"mm_processor_kwargs": STREAM})
+        fill_in_frames(config, load("humanomni").load_processor(load("humanomni").build_tiny(tmp_path / "humanomni")))
 
 
 def test_verl_loads_model_and_processor_and_bans_what_stands_for_media(directory):
@@ -267,7 +296,8 @@ def test_verl_loads_model_and_processor_and_bans_what_stands_for_media(directory
     assert set(banned) == {"<|VIDEO|>", "<|AUDIO|>", "<|IMAGE|>", "<|vision_bos|>", "<|audio_bos|>"}
 
 
-def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
+@pytest.mark.parametrize("options", [{}, STREAM])
+def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path, options):
     from omegaconf import OmegaConf
 
     import verl_omni.plugin  # noqa: F401  (verl asks the processor)
@@ -277,6 +307,7 @@ def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
 
     rows = build_demo(tmp_path, n_train=4, n_test=4, n_sft=4)["sft"]
     config = OmegaConf.create({"max_length": 304, "truncation": "error", "pad_mode": "no_padding"})
+    config.mm_processor_kwargs = options
     row = OmniSFTDataset([str(rows)], processor.tokenizer, config, processor)[0]
     asked = read_rows(rows)[0]
     messages = conversation(asked["messages"][:1], asked["videos"], asked["audios"])
@@ -284,7 +315,7 @@ def test_fine_tuning_has_the_positions_of_rollouts(processor, tmp_path):
         sense = item["type"]
         item[sense] = dict(zip(("video", "audio"), media_of(processor, item[sense]), strict=True))[sense]
     prompt = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt", **options
     )
     length = prompt["input_ids"].shape[1]
     assert torch.equal(row["input_ids"][:length], prompt["input_ids"][0])
@@ -357,26 +388,12 @@ def test_a_served_clip_becomes_the_trainers_inputs(processor, vllm_processor, di
     assert_same(output, inputs, ("video", "audio"))
 
 
-@pytest.fixture(scope="module")
-def mended_thinker(vllm_processor, tmp_path_factory):
-    """vLLM's module with the diff of docs/upstream.md."""
-    from vllm.model_executor.models import qwen2_5_omni_thinker as released
-
-    folder = tmp_path_factory.mktemp("mended")
-    page = (Path(__file__).parent.parent / "docs/upstream.md").read_text()
-    (folder / "diff").write_text(page.split("```diff\n")[1].split("```")[0])
-    copy = shutil.copy(released.__file__, folder / "thinker.py")
-    subprocess.run(["patch", "--fuzz=0", copy, folder / "diff"], check=True)
-    spec = importlib.util.spec_from_file_location(f"{released.__name__}_mended", copy)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("clip", "num_frames"), [("landscape.mp4", 4), ("landscape.mp4", 16), ("short5.mp4", 4)])
-def test_vllm_misplaces_video_and_sound_of_one_stream(directory, vllm_processor, mended_thinker, clip, num_frames):
-    """Why such streams are refused, and that the diff of docs/upstream.md mends it. If this fails: take them."""
-    from vllm.model_executor.models import qwen2_5_omni_thinker
+def test_vllm_places_video_and_sound_of_one_stream_as_transformers(
+    directory, vllm_processor, clip, num_frames, monkeypatch
+):
+    """By this package's adjustment, in its own runs alone."""
+    from vllm.model_executor.models.qwen2_5_omni_thinker import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
     processor = FAMILY.load_processor(directory)
@@ -386,10 +403,7 @@ def test_vllm_misplaces_video_and_sound_of_one_stream(directory, vllm_processor,
     inputs = AutoProcessor.from_pretrained(directory)(
         text=[text], videos=data["video"], audio=data["audio"], use_audio_in_video=True, return_tensors="pt"
     )
-    grids = {key: inputs[key] for key in ("video_grid_thw", "attention_mask")}
-    expected, _ = processor.get_rope_index(
-        inputs["input_ids"], use_audio_in_video=True, **grids, **processor.get_rope_index_kwargs(inputs)
-    )
+    expected = positions_of(processor, inputs)[1:, 0]
     output = vllm_processor(
         processor.tokenizer(text)["input_ids"], vllm_processor.info.parse_mm_data(data), None,
         hf_processor_mm_kwargs={"use_audio_in_video": True},
@@ -402,17 +416,15 @@ def test_vllm_misplaces_video_and_sound_of_one_stream(directory, vllm_processor,
         for item, place in zip(output["mm_kwargs"][sense], output["mm_placeholders"][sense], strict=True)
     ]
 
-    def positions(module) -> torch.Tensor:
-        thinker_class = module.Qwen2_5OmniThinkerForConditionalGeneration
-        thinker = thinker_class.__new__(thinker_class)
-        thinker.__dict__["config"] = processor.config.thinker_config
-        return thinker.get_mrope_input_positions(ids, features)[0]
-
+    thinker = Thinker.__new__(Thinker)
+    thinker.__dict__["config"] = processor.config.thinker_config
+    monkeypatch.delenv("VERL_OMNI_RUN", raising=False)
     begin = ids.index(processor.config.thinker_config.audio_start_token_id)
-    released = positions(qwen2_5_omni_thinker)
-    assert torch.equal(released[:, :begin], expected[:, 0, :begin])
-    assert (released[:, begin] - expected[:, 0, begin]).tolist() == [1, 1, 1]
-    assert torch.equal(positions(mended_thinker), expected[:, 0])
+    released = thinker.get_mrope_input_positions(ids, features)[0]
+    assert torch.equal(released[:, :begin], expected[:, :begin])
+    assert (released[:, begin] - expected[:, begin]).tolist() == [1, 1, 1]
+    monkeypatch.setenv("VERL_OMNI_RUN", "1")
+    assert torch.equal(thinker.get_mrope_input_positions(ids, features)[0], expected)
 
 
 def test_it_is_loaded_when_such_a_model_is_asked_for(directory):

@@ -48,6 +48,7 @@ def test_rollouts_have_the_actors_probabilities_and_the_checkpoint_is_a_model(st
     answer_with_vllm(exported, study)
 
 
+STREAM = "+data.mm_processor_kwargs.use_audio_in_video=true"
 MODEL = "actor_rollout_ref.model."
 LORA = [MODEL + option for option in ("lora_rank=8", "exclude_modules='.*(visual|audio_tower).*'", "lora.merge=true")]
 PARTS = {"thinker.model.layers", "thinker.lm_head", "thinker.visual", "thinker.audio_tower"}
@@ -55,7 +56,10 @@ PARTS = {"thinker.model.layers", "thinker.lm_head", "thinker.visual", "thinker.a
 
 @pytest.mark.parametrize(
     ("name", "options", "trained"),
-    [("lora", LORA, {"thinker.model.layers"}), ("towers", [f"+{MODEL}override_config.train_towers=true"], PARTS)],
+    [
+        ("lora", [*LORA, STREAM], {"thinker.model.layers"}),
+        ("towers", [f"+{MODEL}override_config.train_towers=true"], PARTS),
+    ],
 )
 def test_what_is_trained_reaches_the_rollouts(study, name, options, trained):
     """At this learning rate, the first step's weights no longer have the second one's probabilities."""
@@ -72,7 +76,12 @@ def test_fine_tuning_trains_the_thinker_alone(study):
     command = [
         *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_qwen2_5_omni_cpu"),
         *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=1"),
-        *("data.train_batch_size=4", "data.micro_batch_size_per_gpu=4", f"trainer.default_local_dir={study / 'sft'}"),
+        *(
+            "data.train_batch_size=4",
+            "data.micro_batch_size_per_gpu=4",
+            STREAM,
+            f"trainer.default_local_dir={study / 'sft'}",
+        ),
     ]
     run(study, "sft", command)
     changed = changed_weights(study / "base", study / "sft" / "global_step_3" / "huggingface")

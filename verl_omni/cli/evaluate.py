@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     silent = "what a clip without sound is: a failed row (default), a row without sound, one with silence, or none"
     add("--no-audio", choices=NO_AUDIO_POLICIES, help=silent)
     add("--aspect-ratio", choices=["pad", "squash"], help="default: the model's own, pad as in training")
+    add("--use-audio-in-video", action="store_true", help="Qwen2.5-Omni: each video and its sound as one stream")
     add = parser.add_argument_group("vLLM").add_argument
     add("--max-model-len", type=int, help="prompt and answer in tokens (default 2048)")
     add("--tensor-parallel-size", type=int, default=1)

@@ -35,7 +35,16 @@ def checked_rows(
     keep_modalities(rows, config.get("modalities", MODALITIES))
     options = config.get("media_check", "full"), config.get("no_audio", "error")
     check_media(rows, config.num_frames, *options, frame_format_of(config))
+    if in_one_stream(config):
+        for row in rows:
+            if len(row.data.get("videos") or []) != len(row.data.get("audios") or []):
+                raise RowsError(f"{row}: use_audio_in_video needs a sound for each video and a video for each sound")
     return [row.data for row in rows]
+
+
+def in_one_stream(config: DictConfig) -> bool:
+    """Whether each video and its sound go to the model as one stream."""
+    return bool((config.get("mm_processor_kwargs") or {}).get("use_audio_in_video"))
 
 
 def columns_of(rows: list[dict]) -> dict[str, list]:
@@ -60,7 +69,7 @@ def fill_in_frames(config: DictConfig, processor: ProcessorMixin) -> None:
 
     Raises:
         ValueError: another number of frames, which vLLM would refuse in every rollout and the export would not have; no
-            processor, without which verl goes on if it could not load it.
+            processor, without which verl goes on if it could not load it; ``use_audio_in_video`` of a family without.
     """
     if processor is None:
         remedy = "convert the checkpoint (python -m verl_omni convert); verl's 'Failed to create processor' says why"
@@ -70,6 +79,8 @@ def fill_in_frames(config: DictConfig, processor: ProcessorMixin) -> None:
             f"data.num_frames={config.num_frames}, and the model has {processor.num_frames}: leave the option out, or "
             "change num_frames in the model's config.json and processor_config.json, where evaluation reads it too"
         )
+    if in_one_stream(config) and not hasattr(processor, "one_stream"):
+        raise ValueError("data.mm_processor_kwargs.use_audio_in_video: this model knows no such streams; leave it out")
     with open_dict(config):
         config.num_frames = processor.num_frames
         styles = [config.get(key) or {} for key in ("apply_chat_template_kwargs", "mm_processor_kwargs")]
@@ -127,6 +138,8 @@ class OmniSFTDataset(MultiTurnSFTDataset):
         self.config = config
         processor.image_processor.patch_size = processor.patch_size  # where verl looks for it
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+        if media := config.get("mm_processor_kwargs"):  # verl hands them on in rollouts alone
+            self.apply_chat_template_kwargs = {**self.apply_chat_template_kwargs, "processor_kwargs": {**media}}
 
     def _read_files_and_process(self) -> None:
         rows = checked_rows(self.parquet_files, ConversationRow, self.messages_key, self.config, self.max_samples)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
 from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
+from verl_omni.errors import InputError
 from verl_omni.evaluation.results import (
     AUDIO_MUTED,
     VIDEO_BLANKED,
@@ -49,6 +50,7 @@ class Settings:
     max_tokens: int = 512  # of an answer
     repetition_penalty: float = 1.0  # on new tokens alone; the original's `generate` took 1.1 from its checkpoint
     aspect_ratio: str | None = None  # `pad` or `squash` frames; None for the model's own way
+    use_audio_in_video: bool = False  # of each video and its sound one stream, where the model's family knows such
     no_audio: str = "error"  # what a row of a clip without sound becomes, as in training (NO_AUDIO_POLICIES)
     max_model_len: int = 2048  # prompt and answer together, in tokens
     dtype: str = "auto"  # vLLM's
@@ -83,6 +85,8 @@ def evaluate(
         ResultsError: Rows without an id of their own, or a results file in use.
     """
     processor = family_in(model).load_processor(model)
+    if settings.use_audio_in_video and not hasattr(processor, "one_stream"):
+        raise InputError(f"--use-audio-in-video: {model} knows no such streams; leave it out")
     rows = load_rows([str(file) for file in files], PromptRow)
     keep_modalities(rows, settings.modalities)
     if question or with_options:
@@ -103,7 +107,7 @@ def evaluate(
             # A decoder that dies of a file costs that row, and not the evaluation.
             with progress, closing(Children()) as children:
                 waiting = (item for item in todo if item[1])
-                jobs = prefetch(lambda item: load(*item, processor, children.call, settings.aspect_ratio), waiting)
+                jobs = prefetch(lambda item: load(*item, processor, children.call, settings), waiting)
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
@@ -162,9 +166,9 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
     return planned
 
 
-def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_ratio: str | None = None) -> Job:
+def load(row: Row, answers: list[Answer], processor: Any, call: Call, settings: Settings) -> Job:
     """Render a row's prompt and read its media, by ``call``; if that fails, its answers have the ``error``."""
-    wanted = processor.num_frames, processor.frame_format(aspect_ratio)
+    wanted = processor.num_frames, processor.frame_format(settings.aspect_ratio)
     try:
         frames = [read_frames(source, *wanted, call) for source in row.data.get("videos") or []]
         waves = [read_sound(source, call=call) for source in row.data.get("audios") or []]
@@ -173,7 +177,10 @@ def load(row: Row, answers: list[Answer], processor: Any, call: Call, aspect_rat
     text = processor.apply_chat_template(row.conversation(), tokenize=False, add_generation_prompt=True)
     metadata = {"instruction": question_of(text)}  # the question of HumanOmni's gate travels with the video
     data = {"video": [(video, metadata) for video in frames], "audio": waves}
-    return answers, {"prompt": text, "multi_modal_data": {kind: media for kind, media in data.items() if media}}
+    request = {"prompt": text, "multi_modal_data": {kind: media for kind, media in data.items() if media}}
+    if settings.use_audio_in_video:  # not an argument of the engine: vLLM's processor asks the request alone
+        request |= {"prompt": processor.one_stream(text), "mm_processor_kwargs": {"use_audio_in_video": True}}
+    return answers, request
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -206,6 +213,8 @@ def start_engine(model: Path, settings: Settings, arguments: dict[str, Any]) -> 
     arguments = {"max_model_len": settings.max_model_len, "dtype": settings.dtype, **arguments}
     if settings.aspect_ratio:
         arguments["mm_processor_kwargs"] = {"aspect_ratio": settings.aspect_ratio}
+    if settings.use_audio_in_video:  # vLLM keeps a stream's placeholders by the frames alone, which may be blank
+        arguments["mm_processor_cache_gb"] = 0
     if settings.repetition_penalty != 1:
         arguments["logits_processors"] = ["verl_omni.evaluation.repetition:NewTokensRepetitionPenalty"]
     return LLM(model=str(model), seed=0, limit_mm_per_prompt={"video": 1, "audio": 1}, **arguments)

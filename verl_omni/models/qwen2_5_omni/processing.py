@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import BatchFeature, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import BatchFeature, Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.models.qwen2_5_omni import processing_qwen2_5_omni as upstream
 
 from verl_omni.media.resize import FrameFormat
@@ -22,8 +22,11 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
     """Upstream's in all it makes of media and text; under its name, which a saved directory carries.
 
     Media come as the dataset reads them: frames in ``frame_format()``, which upstream's processor resizes no more.
-    Positions are spaced for upstream's default of 2 frames a second.
+    Positions are spaced for upstream's default of 2 frames a second. Video and sound are two items, or with
+    ``use_audio_in_video`` one stream of both by turns.
     """
+
+    call_options = (*ChatMedia.call_options, "use_audio_in_video")
 
     @property
     def num_frames(self) -> int:
@@ -71,36 +74,33 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
             videos: each uint8 ``[T, H, W, 3]``.
             audio: mono float waves ``[samples]`` at 16 kHz.
             video_metadata, aspect_ratio: what other families need, and ``frame_format`` knew.
+            use_audio_in_video: of each video and its sound, one stream; the sounds' own placeholders are left out.
 
         Raises:
-            ValueError: video and sound as one stream.
+            ValueError: a stream of a video without sound, or of a sound without video.
         """
-        if use_audio_in_video:
-            raise ValueError(
-                "use_audio_in_video: vLLM (0.28) gives such a stream other positions than transformers does, and "
-                "rollouts would not have the actor's probabilities; leave video and sound as two items"
-            )
+        if use_audio_in_video and len(videos or ()) != len(audio or ()):
+            raise ValueError("use_audio_in_video: each video needs its sound, and each sound its video")
         texts = [text] if isinstance(text, str) else list(text or [""])
+        if use_audio_in_video:
+            texts = list(map(self.one_stream, texts))
         waves = None if audio is None else [np.asarray(wave, dtype=np.float32) for wave in audio]
+        kwargs["use_audio_in_video"] = use_audio_in_video
         return super().__call__(text=texts, images=images, videos=videos, audio=waves, **kwargs)
+
+    def one_stream(self, text: str) -> str:
+        """A prompt whose videos' placeholders stand for their sound as well, as upstream has it in such streams."""
+        return text.replace(self.audio_bos_token + self.audio_token + self.audio_eos_token, "")
 
     def get_rope_index(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """TMRoPE's positions ``[3, B, L]`` of prompts and answers ``[B, L]``, by upstream's code.
+        """TMRoPE's positions ``[3, B, L]`` of prompts and answers ``[B, L]``.
 
         Args:
             media: ``video_grid_thw``, and what ``get_rope_index_kwargs`` adds.
         """
-        model, config = Qwen2_5OmniThinkerForConditionalGeneration, self.config.thinker_config
-        thinker = SimpleNamespace(
-            config=config,
-            spatial_merge_size=config.vision_config.spatial_merge_size,
-            get_llm_pos_ids_for_vision=partial(model.get_llm_pos_ids_for_vision, None),
-            get_chunked_index=partial(model.get_chunked_index, None),
-        )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return model.get_rope_index(thinker, input_ids, attention_mask=mask, **media)
+        return rope_index(self.config.thinker_config, input_ids, attention_mask, **media)
 
     def get_rope_index_kwargs(self, multi_modal_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What TMRoPE depends on besides ids and grids: the sounds' lengths, and the time between grids."""
@@ -109,7 +109,35 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
         return sounds if seconds is None else sounds | {"second_per_grids": torch.as_tensor(seconds)}
 
     def collapse_placeholders(self, prompt_ids: list[int]) -> list[int]:
-        """One placeholder for each medium: vLLM expands each, and would expand expanded ones again."""
-        media = {self.video_token_id, self.audio_token_id}
-        runs = ((token, list(run)) for token, run in groupby(prompt_ids))
-        return [token for kind, run in runs for token in (run[:1] if kind in media else run)]
+        """One placeholder for each medium or stream: vLLM expands each, and would expand expanded ones again."""
+        media, config = {self.video_token_id, self.audio_token_id}, self.config.thinker_config
+        begin, end = (config.vision_start_token_id, config.audio_start_token_id), config.audio_end_token_id
+        kept, in_stream = [], False
+        for before, token in pairwise([-1, *prompt_ids]):
+            if (before, token) == begin:
+                in_stream = True
+                kept.append(self.video_token_id)
+            elif in_stream:
+                in_stream = token != end
+            elif token not in media or token != before:
+                kept.append(token)
+        return kept
+
+
+def rope_index(
+    config: Qwen2_5OmniThinkerConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **media: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """TMRoPE's positions ``[3, B, L]``, by upstream's code without its weights; streams are known by how they begin."""
+    model = Qwen2_5OmniThinkerForConditionalGeneration
+    thinker = SimpleNamespace(
+        config=config,
+        spatial_merge_size=config.vision_config.spatial_merge_size,
+        get_llm_pos_ids_for_vision=partial(model.get_llm_pos_ids_for_vision, None),
+        get_chunked_index=partial(model.get_chunked_index, None),
+    )
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    begins = input_ids[:, :-1].eq(config.vision_start_token_id) & input_ids[:, 1:].eq(config.audio_start_token_id)
+    return model.get_rope_index(thinker, input_ids, attention_mask=mask, use_audio_in_video=bool(begins.any()), **media)
