@@ -261,6 +261,19 @@ def test_vllm_gets_one_placeholder_for_a_stream(processor):
     assert "user\n<|vision_bos|><|VIDEO|><|vision_eos|>Is this" in text
 
 
+def test_evaluation_asks_vllm_for_a_stream(processor):
+    from verl_omni.data.check import Row
+    from verl_omni.evaluation.answering import Settings
+    from verl_omni.evaluation.answering import load as load_job
+
+    clip = str(GOLDEN / "clips/landscape.mp4")
+    turns = [{"role": "user", "content": "<video><audio>Who?"}]
+    row = Row({"prompt": turns, "videos": [clip], "audios": [clip]}, "rows.json", 0)
+    _, request = load_job(row, [], processor, lambda read, *args: read(*args), Settings(use_audio_in_video=True))
+    assert "<|vision_bos|><|VIDEO|><|vision_eos|>Who?" in request["prompt"]
+    assert request["mm_processor_kwargs"] == STREAM and request["multi_modal_data"].keys() == {"video", "audio"}
+
+
 def test_a_stream_needs_both_senses(processor, directory, tmp_path):
     from omegaconf import OmegaConf
 
