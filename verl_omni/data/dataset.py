@@ -125,6 +125,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
 
     audio_key = "audios"
     template_checked = False
+    apply_chat_template_kwargs: dict[str, Any]  # verl's, whose type mypy cannot tell
 
     def __init__(
         self,
