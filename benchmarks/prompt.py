@@ -39,13 +39,14 @@ async def roll_out(
     from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, AgentLoopWorker
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-    from verl_omni.data.dataset import OmniRLHFDataset
+    from verl_omni.data.dataset import OmniRLHFDataset, fill_in_frames
 
     builder = create_continuous_token_builder(processor.tokenizer, processor=processor)
     worker = SimpleNamespace(processor=processor, tokenizer=processor.tokenizer)
     worker._get_mm_processor_kwargs = lambda audios: {"sampling_rate": 16000}
     messages = messages_about(clip)
-    config = OmegaConf.create({"num_frames": 8})
+    config = OmegaConf.create()
+    fill_in_frames(config, processor)
 
     async def one() -> dict[str, torch.Tensor]:
         _, videos, audios = await OmniRLHFDataset.process_multi_modal_info(messages, 16, config)
@@ -70,7 +71,8 @@ def measure_prompt(clip: Path, processor: HumanOmniProcessor) -> Figures:
         counts: Counter = Counter()
         with (
             plain_or_shared(which == "plain"),
-            counted(counts, cache, "read_video", "decodes a prompt"),
+            counted(counts, cache, "read_video", "decodes a prompt"),  # plain
+            counted(counts, cache, "read_frames", "decodes a prompt"),
             counted(counts, HumanOmniProcessor, "_process_frames", "runs over a prompt's media"),
         ):
             start = time.perf_counter()

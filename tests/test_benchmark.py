@@ -38,8 +38,8 @@ def test_the_originals_way_gives_the_same_pixels_and_mel(processor):
 
 
 def test_host_memory_stays_flat_once_the_cache_is_full(processor, tmp_path, monkeypatch):
-    for kept in (cache.DECODED, cache.PROCESSED):
-        monkeypatch.setattr(kept, "max_bytes", 8 * 2**20)
+    for kept in ("DECODED", "PROCESSED"):
+        monkeypatch.setattr(cache, kept, cache.ContentCache(max_bytes=8 * 2**20))
     clip = clips.make_clip(tmp_path / "clip.mp4", 320, 240)  # 1.8 MiB
     growth = memory.measure_decodes(clip, processor, decodes=25, warm_up=5)["memory over 25 decodes, MiB"]
     assert growth["now"] < 60  # and 200 if all were kept
