@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import started
 
+from verl_omni.metrics import eea, epc, fcr
 from verl_omni.models.humanomni.tiny import train_bert_tokenizer
 from verl_omni.rewards import compute_score, explanation_reward, faithfulness_reward, length_reward
 from verl_omni.rewards.explanation import by_rules, coherence, explained_emotion, sentences
@@ -127,17 +128,31 @@ def test_the_emotion_of_an_explanation_is_that_of_most_sentences_and_else_the_la
 
 
 def test_eea_epc_and_fcr_by_hand():
-    rows = [
-        ("He is happy.", "happy", "happy", (1, 1, 1)),
-        ("He is sad.", "sad", "happy", (0, 1, 0)),
-        ("He is happy.", "sad", "happy", (1, 0, 0)),
-        ("He is sad.", "angry", "angry", (0, 0, 0)),
-        ("A look of contempt.", "contempt", "contemptuous", (1, 1, 1)),
-        ("", "fear", "fear", (0, 0, 0)),
-        ("", "", "happy", (0, 0, 0)),  # no explanation agrees with no answer
+    labels = ["happy", "sad", "angry", "fear", "contemptuous"]
+    answers = ["happy", "angry", "angry", "fear", "contempt"]
+    explained = ["happy", "angry", "sad", "", "contemptuous"]
+    assert eea(labels, explained) == 40.0  # rows 1 and 5
+    assert epc(answers, explained) == 60.0  # rows 1, 2 and 5
+    assert epc(["", "happy"], ["", "happy"]) == 50.0  # no explanation agrees with no answer
+    assert coherence("<answer></answer>", "happy")["epc"] == 0.0
+    assert fcr(labels, answers, explained) == 40.0
+
+
+def test_a_completions_figures_average_to_the_metrics():
+    rows = [("He is happy.", "happy", "happy"), ("He is sad.", "sad", "happy"), ("He is happy.", "sad", "happy")]
+    parts = [coherence(completion(text, answer), label) for text, answer, label in rows]
+    assert parts == [
+        {"eea": 1.0, "epc": 1.0, "fcr": 1.0},
+        {"eea": 0.0, "epc": 1.0, "fcr": 0.0},
+        {"eea": 1.0, "epc": 0.0, "fcr": 0.0},
     ]
-    for text, answer, label, (eea, epc, fcr) in rows:
-        assert coherence(completion(text, answer), label) == {"eea": eea, "epc": epc, "fcr": fcr}
+    explained = [explained_emotion(completion(text)) for text, _, _ in rows]
+    labels, answers = [label for *_, label in rows], [answer for _, answer, _ in rows]
+    means = {name: 100 * sum(part[name] for part in parts) / 3 for name in ("eea", "epc", "fcr")}
+    figures = {
+        "eea": eea(labels, explained), "epc": epc(answers, explained), "fcr": fcr(labels, answers, explained)
+    }  # fmt: skip
+    assert figures == pytest.approx(means)
 
 
 # --- faithfulness, length

@@ -1,6 +1,7 @@
 """The figures of the emotion recognition literature, in %.
 
-WAR and UAR; the emotion-wheel score, hit rate and weighted F1 of an open vocabulary (MER-UniBench, arXiv 2501.16566).
+WAR and UAR; EEA, EPC and FCR of explanations (ERV, arXiv 2510.23506); the emotion-wheel score, hit rate and weighted F1
+of an open vocabulary (MER-UniBench, arXiv 2501.16566).
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from verl_omni.errors import InputError
+from verl_omni.rewards.lexicon import emotion_of
 from verl_omni.rewards.wheel import emotion_list, harmonic_mean, sectors, set_scores
 
 
@@ -31,6 +33,32 @@ def uar(labels: Sequence[str], predictions: Sequence[str]) -> float:
     """
     truth, answers = _as_text(labels, predictions)
     return 100 * float(recall_score(truth, answers, labels=sorted(set(truth)), average="macro", zero_division=0))
+
+
+def eea(labels: Sequence[str], explained: Sequence[str]) -> float:
+    """Explanation emotion accuracy in %: the share of explanations whose emotion is the label.
+
+    Args:
+        labels: the true emotions, in any spelling.
+        explained: the emotion of each explanation (``verl_omni.rewards.explanation.explained_emotion``), or empty,
+            which is nobody's emotion, not an empty answer's either.
+    """
+    return war([emotion_of(label) for label in labels], [emotion or "(no explanation)" for emotion in explained])
+
+
+def epc(predictions: Sequence[str], explained: Sequence[str]) -> float:
+    """Explanation-prediction consistency in %: the share of explanations whose emotion is the answer, right or not."""
+    return eea(predictions, explained)
+
+
+def fcr(labels: Sequence[str], predictions: Sequence[str], explained: Sequence[str]) -> float:
+    """Faithful consistency rate in %: the share of rows where explanation and answer are both right.
+
+    >>> fcr(["happy", "sad"], ["happy", "sad"], ["happy", "angry"])
+    50.0
+    """
+    both = [word if emotion_of(word) == emotion else "" for word, emotion in zip(predictions, explained, strict=True)]
+    return war([emotion_of(label) for label in labels], [emotion_of(word) for word in both])
 
 
 def wheel_score(labels: Sequence[str], predictions: Sequence[str], level: int = 1) -> dict[str, float]:

@@ -17,9 +17,9 @@ from sklearn.metrics import confusion_matrix
 from verl_omni.errors import InputError
 from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED, Answer
 from verl_omni.labels import canonical, label_set
-from verl_omni.metrics import hit_rate, uar, war, wheel_score
+from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
 from verl_omni.rewards import extract_answer, extract_explanation, format_reward
-from verl_omni.rewards.explanation import coherence, sentences
+from verl_omni.rewards.explanation import explained_emotion, sentences
 from verl_omni.rewards.lexicon import EMOTIONS, emotion_of, emotions_in, senses_in
 from verl_omni.rewards.wheel import emotion_list, sectors
 
@@ -33,7 +33,7 @@ class Score:
     """Scores of one model on one corpus in one variant; shares and recalls in %.
 
     Intervals are 95 % percentile bootstraps over rows, or over actors where rows name them (clips of one actor resemble
-    each other); None below two. EEA, EPC and FCR are means of ``verl_omni.rewards.explanation.coherence``, by rules.
+    each other); None below two. EEA, EPC, FCR: ``verl_omni.metrics``, by the rules of ``verl_omni.rewards.lexicon``.
     """
 
     model: str
@@ -112,7 +112,7 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
         truth, predicted = [canonical(word) for word in truth], [canonical(word) for word in predicted]
     known = classes_of(data_source, truth)
     answered = [(answer, word) for answer, word in zip(answers, predicted, strict=True) if not answer.error]
-    coherences = [coherence(answer.completion, label) for answer, label in zip(answers, truth, strict=True)]
+    explained = [explained_emotion(answer.completion) for answer in answers]
     mentioned = [senses_in(explanation(answer)) for answer in answers]
     in_set = [[word if word in known else OTHER for word in words] for words in (truth, predicted)]
     matrix = confusion_matrix(*in_set, labels=[*known, OTHER])
@@ -137,7 +137,9 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
         failures=[(answer.id, answer.error) for answer in answers if answer.error],
         truncated=sum(answer.finish_reason == "length" for answer in answers),
         consistency=dict(Counter(consistency(explanation(answer), word) for answer, word in answered)),
-        **{name: 100.0 * sum(one[name] for one in coherences) / len(answers) for name in ("eea", "epc", "fcr")},
+        eea=eea(truth, explained),
+        epc=epc(predicted, explained),
+        fcr=fcr(truth, predicted, explained),
         mentions={s: 100.0 * sum(s in senses for senses in mentioned) / len(answers) for s in ("sight", "sound")},
         hallucinations=sum(bool(said - senses_given(a)) for said, a in zip(mentioned, answers, strict=True)),
         wheel=wheel_score(truth, predicted) | {"hit_rate": hit_rate(truth, predicted)} if in_wheel else None,
