@@ -5,6 +5,14 @@ A file that cannot be read raises ``MediaError``; nothing here stands in black f
 
 from verl_omni.media.audio import read_audio
 from verl_omni.media.errors import DamagedAudioError, EmptyAudioError, MediaError, NoAudioError
-from verl_omni.media.video import read_video
+from verl_omni.media.video import frame_indices, read_video
 
-__all__ = ["DamagedAudioError", "EmptyAudioError", "MediaError", "NoAudioError", "read_audio", "read_video"]
+__all__ = [
+    "DamagedAudioError",
+    "EmptyAudioError",
+    "MediaError",
+    "NoAudioError",
+    "frame_indices",
+    "read_audio",
+    "read_video",
+]
