@@ -30,6 +30,7 @@ def test_a_prompts_clip_is_decoded_processed_and_moved_once(processor):
     assert moved["now"] * 8 <= moved["plain"]
 
 
+@pytest.mark.slow
 def test_the_originals_way_gives_the_same_pixels_and_mel(processor):
     torch.set_num_threads(1)
     assert set(clips.measure_clip(CASES["landscape"], processor)) == {

@@ -163,6 +163,7 @@ def test_a_damaged_tower_is_refused(tower: str, name: str, tmp_path: Path) -> No
     refused(lambda: convert(HUMANOMNI / "ckpt_no_towers", tmp_path / "out", **towers), source, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import verl_omni.models\n"

@@ -69,6 +69,7 @@ def test_golden_clips_have_the_originals_frames(decoder, name, monkeypatch):
     assert fingerprints(read_video(CLIPS / name)) == MANIFEST[name]["frame_sha"]
 
 
+@pytest.mark.slow
 @others
 def test_containers_codecs_rotations_and_variable_rates_decode_alike(decoder, monkeypatch, tmp_path):
     shapes = set()

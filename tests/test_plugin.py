@@ -332,6 +332,7 @@ def test_the_cpu_build_answers_for_vllm():
     assert importlib.metadata.metadata("vllm")["Name"] == "vllm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "suffix"), [("avx2", "_avx2"), ("", "")])
 def test_kernels_of_another_instruction_set_have_a_cache_of_their_own(capability, suffix):
     look = "import verl_omni.plugin; from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
@@ -379,6 +380,7 @@ def test_others_engines_are_not_watched(monkeypatch):
     assert started
 
 
+@pytest.mark.slow
 def test_vllms_engine_ends_when_its_server_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen(

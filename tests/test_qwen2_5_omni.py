@@ -440,6 +440,7 @@ def test_vllm_places_video_and_sound_of_one_stream_as_transformers(
     assert torch.equal(thinker.get_mrope_input_positions(ids, features)[0], expected)
 
 
+@pytest.mark.slow
 def test_it_is_loaded_when_such_a_model_is_asked_for(directory):
     """Runs with other models keep transformers as it is."""
     code = f"""

@@ -437,6 +437,7 @@ def verl_command(module: str, *arguments: str, cwd: Path) -> subprocess.Complete
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_main_ppo_shows_a_recipe_composed(tmp_path):
     write(tmp_path / "mine.yaml", "defaults: [/recipe/r1omni_cpu, _self_]", "data: {seed: 7}")
     arguments = ("+recipe=mine.yaml", "trainer.logger=[file]", "--cfg", "job")

@@ -235,7 +235,7 @@ def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, 
     from verl_omni.data.check import load_rows
     from verl_omni.data.dataset import OmniRLHFDataset, checked_rows, fill_in_frames
     from verl_omni.data.row import PromptRow
-    from verl_omni.evaluation.answering import load
+    from verl_omni.evaluation.answering import Settings, load
 
     rows = rows_file(tmp_path / "rows.json", "landscape.mp4")
     config = OmegaConf.create({})
@@ -244,7 +244,7 @@ def test_training_and_evaluation_decode_nothing_after_a_check(tmp_path, folder, 
     monkeypatch.setattr(Children, "call", lambda *_, **__: pytest.fail("decoded again, in a child"))
     (row,) = load_rows([rows])
     _, ((frames, _),), (wave,) = OmniRLHFDataset._process_multi_modal_info(row.conversation(), 16, config)
-    _, request = load(row, [], processor, Children().call)
+    _, request = load(row, [], processor, Children().call, Settings())
     assert decoded == []
     media = request["multi_modal_data"]
     assert np.array_equal(media["video"][0][0], frames) and np.array_equal(media["audio"][0], wave)
