@@ -50,9 +50,7 @@ MOUTHS = {
 PITCHES = {"high": ((900, 1200), (1500, 2200)), "low": ((260, 340), (110, 170))}  # Hz at the start and at the end
 
 
-def build_demo(
-    out_dir: str | Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 96
-) -> dict[str, Path]:
+def build_demo(out_dir: Path, seed: int = 0, n_train: int = 256, n_test: int = 64, n_sft: int = 96) -> dict[str, Path]:
     """Write clips and rows; the same seed writes the same bytes.
 
     Args:
@@ -69,7 +67,7 @@ def build_demo(
     for split, size in sizes.items():
         if size <= 0 or size % len(LABEL_OF):
             raise InputError(f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, the labels")
-    out_dir, files = Path(out_dir).resolve(), {}
+    out_dir, files = out_dir.resolve(), {}
     with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
         for number, (split, size) in enumerate(sizes.items()):
             (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)

@@ -86,25 +86,25 @@ def load_rows(
     Raises:
         RowsError: rows that do not fit the schema, all of them by file and row.
     """
-    rows = [(file, number, data) for file in files for number, data in enumerate(read_rows(file))]
+    rows = [Row(data, str(file), number) for file in files for number, data in enumerate(read_rows(file))]
     if 0 < max_samples < len(rows):
         random = np.random.default_rng(seed)
         chosen = random.choice(len(rows), max_samples, replace=False) if shuffle else range(max_samples)
         rows = [rows[index] for index in chosen]
     if schema is None:
-        talks = all(isinstance(data, dict) and ConversationRow.key in data for *_, data in rows)
+        talks = all(isinstance(row.data, dict) and ConversationRow.key in row.data for row in rows)
         schema = ConversationRow if talks else PromptRow
     key = key or schema.key
-    wrong = [f"{file} row {number}: {said}" for file, number, data in rows for said in problems_of(data, schema, key)]
+    wrong = [f"{row}: {said}" for row in rows for said in problems_of(row.data, schema, key)]
     _raise_if(wrong, len(rows), "correct the rows")
-
-    def absolute(source: str | list[str], file: str) -> str | list[str]:
-        folder = Path(file).absolute().parent
-        return [str(folder / frame) for frame in source] if isinstance(source, list) else str(folder / source)
-
-    for file, _, data in rows:
-        data |= {media: [absolute(source, file) for source in data[media]] for media in MEDIA_KEYS if data.get(media)}
-    return [Row(data, str(file), number, key) for file, number, data in rows]
+    for row in rows:
+        row.key, folder = key, Path(row.file).absolute().parent
+        for media in filter(row.data.get, MEDIA_KEYS):
+            row.data[media] = [
+                str(folder / source) if isinstance(source, str) else [str(folder / frame) for frame in source]
+                for source in row.data[media]
+            ]
+    return rows
 
 
 def keep_modalities(rows: list[Row], modalities: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from verl_omni.rewards.wheel import emotion_list, sectors
 OTHER = "(other)"
 TAKEN = {VIDEO_BLANKED: "sight", AUDIO_MUTED: "sound"}
 RESAMPLES = 2000
+Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Score:
     rows: int  # answered or not
     war: float
     uar: float
-    war_interval: tuple[float, float] | None
-    uar_interval: tuple[float, float] | None
+    war_interval: Interval
+    uar_interval: Interval
     recall: dict[str, float]  # by class present in the ground truth
     support: dict[str, int]  # rows by class
     labels: list[str]  # rows and columns of `confusion`; the last takes answers outside the set, and failures
@@ -153,9 +154,7 @@ def senses_given(answer: Answer) -> set[str]:
     return {sense for sense, media in given.items() if media} - {TAKEN.get(answer.variant)}
 
 
-def intervals(
-    truth: list[str], predicted: list[str], groups: list[str] | None = None, seed: int = 0
-) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+def intervals(truth: list[str], predicted: list[str], groups: list[str] | None = None) -> tuple[Interval, Interval]:
     """95 % percentile bootstrap intervals of WAR and UAR, in %; ``groups``, by default the rows, are drawn as one.
 
     A resample's UAR averages the classes that it holds, as UAR itself does.
@@ -168,7 +167,7 @@ def intervals(
     totals, hits = np.zeros((2, len(names), len(classes)))
     np.add.at(totals, (group, which), 1)
     np.add.at(hits, (group, which), hit)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     totals, hits = drawn @ totals, drawn @ hits  # [resamples, classes]
     recalls = np.divide(hits, totals, out=np.full_like(hits, np.nan), where=totals > 0)
     wars, uars = 100 * hits.sum(axis=1) / totals.sum(axis=1), 100 * np.nanmean(recalls, axis=1)
@@ -189,7 +188,7 @@ class Difference:
     p_value: float  # two-sided, of a permutation test that exchanges the two models' answers actor by actor
 
 
-def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Difference:
+def difference(model: list[Answer], other: list[Answer]) -> Difference:
     """Compare two models on one corpus, unchanged rows only; ``InputError`` if they have none in common."""
     right = [{a.id: prediction(a) == a.label for a in answers if a.variant == NORMAL} for answers in (model, other)]
     both = [answer for answer in model if answer.variant == NORMAL and answer.id in right[1]]
@@ -199,7 +198,7 @@ def difference(model: list[Answer], other: list[Answer], seed: int = 0) -> Diffe
     for answer in both:
         gains[answer.actor or answer.id] += int(right[0][answer.id]) - int(right[1][answer.id])
     gain = np.array(list(gains.values()))
-    signs = np.random.default_rng(seed).choice([-1, 1], size=(9999, len(gain)))
+    signs = np.random.default_rng(0).choice([-1, 1], size=(9999, len(gain)))
     as_large = (np.abs(signs @ gain) >= abs(gain.sum())).sum()
     names = (model[0].model, other[0].model, model[0].data_source)
     return Difference(*names, len(both), len(gain), 100.0 * gain.sum() / len(both), (as_large + 1) / (9999 + 1))

@@ -23,9 +23,7 @@ TITLES |= {name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "m
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
 
 
-def write_report(
-    results: Sequence[str | Path], logs: Sequence[str | Path], out: str | Path, max_clips: int = 60, title: str = ""
-) -> int:
+def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_clips: int = 60, title: str = "") -> int:
     """Write the page from results files of ``evaluate`` and training logs; returns the number of clips shown.
 
     Raises:
@@ -63,15 +61,13 @@ def write_report(
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
         cards=cards,
         rows=len({(answer.data_source, answer.id) for answer in answers}),
-        corpora=list(dict.fromkeys(card["corpus"] for card in cards)),
-        labels=sorted({card["label"] for card in cards}),
     )
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(page, encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
     return len(cards)
 
 
-def gather(results: Sequence[str | Path]) -> list[Answer]:
+def gather(results: Sequence[Path]) -> list[Answer]:
     """The answers of all files; two answers of one model to the same row are an error."""
     answers: dict[tuple, Answer] = {}
     for path in results:
@@ -88,10 +84,9 @@ def gather(results: Sequence[str | Path]) -> list[Answer]:
     return list(answers.values())
 
 
-def name_of(path: str | Path, among: Sequence[str | Path]) -> str:
+def name_of(path: Path, among: Sequence[Path]) -> str:
     """A log's name: its file name, or with its folder where two logs have the same file name."""
-    path = Path(path)
-    twins = sum(Path(other).stem == path.stem for other in among)
+    twins = sum(other.stem == path.stem for other in among)
     return path.stem if twins == 1 else f"{path.parent.name}/{path.stem}"
 
 
