@@ -27,9 +27,8 @@ import numpy as np
 import safetensors.numpy
 
 from verl_omni.media.audio import read_audio
-from verl_omni.media.decoders import chosen
 from verl_omni.media.resize import FrameFormat
-from verl_omni.media.video import VideoSource, read_video
+from verl_omni.media.video import VideoSource, chosen, read_video
 
 logger = logging.getLogger(__name__)
 
