@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -77,7 +78,7 @@ def read_answers(path: str | Path) -> list[Answer]:
     return answers
 
 
-class ResultsFile:
+class ResultsFile(AbstractContextManager["ResultsFile"]):
     """A results file open for appending; a context manager that holds the file's lock.
 
     Args:
@@ -116,9 +117,6 @@ class ResultsFile:
         """Append an answer; it is on disk when this returns."""
         _append(self._file, [answer])
         self.answers[answer.key] = answer
-
-    def __enter__(self) -> "ResultsFile":
-        return self
 
     def __exit__(self, *_exception: object) -> None:
         self._file.raw.close()  # every answer was flushed; what a full disk refused is not tried again

@@ -38,7 +38,7 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
     is not normalised (mono stays within -1..1, loud stereo reaches 1.4, loud 5.1 more), see ``resample``.
 
     Raises:
-        NoAudioError: no audio track; for what is one, ``EmptyAudioError`` or ``DamagedAudioError`` (also if cut).
+        NoAudioError: no track; ``EmptyAudioError``: nothing in it; ``DamagedAudioError``: damaged or cut short.
         MediaError: the file is missing, empty, or nothing that decodes.
     """
     path = existing(source)

@@ -24,12 +24,7 @@ SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
 
 
 def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_clips: int = 60, title: str = "") -> int:
-    """Write the page from results files of ``evaluate`` and training logs; returns the number of clips shown.
-
-    Raises:
-        ResultsError: A results file cannot be read, or none holds an answer.
-        LogError: A log holds no training step.
-    """
+    """Write the page; returns the number of clips shown. ``ResultsError`` or ``LogError`` if a file is neither."""
     answers = gather(results)
     scores = scoring.score_all(answers)
     cards = make_cards(answers, max_clips)
