@@ -78,7 +78,7 @@ def _uneven(config: DictConfig) -> Iterator[str]:
     if "actor_rollout_ref" not in config:
         return
     parts, batch = config.actor_rollout_ref, config.data.train_batch_size
-    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node // parts.actor.ulysses_sequence_parallel_size
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     for key, prompts, by_tokens in (
         ("actor.ppo_micro_batch_size_per_gpu", parts.actor.ppo_mini_batch_size, parts.actor.use_dynamic_bsz),
         ("ref.log_prob_micro_batch_size_per_gpu", batch, parts.ref.log_prob_use_dynamic_bsz),
