@@ -38,10 +38,8 @@ def uar(labels: Sequence[str], predictions: Sequence[str]) -> float:
 def eea(labels: Sequence[str], explained: Sequence[str]) -> float:
     """Explanation emotion accuracy in %: the share of explanations whose emotion is the label.
 
-    Args:
-        labels: the true emotions, in any spelling.
-        explained: the emotion of each explanation (``verl_omni.rewards.explanation.explained_emotion``), or empty,
-            which is nobody's emotion, not an empty answer's either.
+    Labels may have any spelling; ``explained`` is ``explained_emotion`` (``verl_omni.rewards.explanation``) of each, or
+    empty, which is nobody's emotion, not an empty answer's either.
     """
     return war([emotion_of(label) for label in labels], [emotion or "(no explanation)" for emotion in explained])
 
@@ -99,8 +97,7 @@ def _scores_by_wheel(labels: Sequence[str], predictions: Sequence[str], level: i
 def weighted_f1(labels: Sequence[str], predictions: Sequence[str]) -> float:
     """F1 of each class present in ``labels``, weighted by its rows, in %.
 
-    MER-UniBench's primary figure for sentiment, with ``positive`` and ``negative`` as classes; it leaves out the rows
-    whose annotated valence is 0.
+    MER-UniBench's primary figure for sentiment (``positive``, ``negative``), without rows whose annotated valence is 0.
 
     >>> weighted_f1(["positive", "positive", "negative"], ["positive", "negative", "negative"])
     66.66666666666666

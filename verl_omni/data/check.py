@@ -135,8 +135,7 @@ def check_media(
     Raises:
         RowsError: unusable files, by file and row.
     """
-    options = ("media_check", media_check, MEDIA_CHECKS), ("no_audio", no_audio, NO_AUDIO_POLICIES)
-    for name, value, allowed in options:
+    for name, value, allowed in (("media_check", media_check, MEDIA_CHECKS), ("no_audio", no_audio, NO_AUDIO_POLICIES)):
         if value not in allowed:
             raise InputError(f"data.{name}={value}; it must be one of {', '.join(allowed)}")
     sources = set().union(*(row.sources() for row in rows))  # a clip is in many rows
