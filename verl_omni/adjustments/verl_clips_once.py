@@ -56,7 +56,9 @@ def store_clips_once(utils: ModuleType) -> None:
     async def put_rollouts(keys: list[str], partition_id: str, fields: TensorDict | None = None, **kwargs: Any) -> Any:
         if enabled() and fields is not None and FIELD in fields.keys():  # noqa: SIM118  (TensorDict has no `in`)
             rows = fields.get(FIELD).tolist()
-            ours = [row for row, inputs in enumerate(rows) if is_ours(inputs)]
+            ours = [
+                row for row, inputs in enumerate(rows) if inputs and any(family.owns(inputs) for family in loaded())
+            ]
             for row in ours:  # what validation sampled is scored by its text, and no trainer reads it
                 rows[row] = {} if partition_id == "val" else await store(uid_of(keys[row]), rows[row])
             if ours:
@@ -98,11 +100,6 @@ def store_clips_once(utils: ModuleType) -> None:
 
     tq.async_kv_batch_put, tq.kv_clear, utils._async_meta_to_realdata = put_rollouts, clear_with_clips, read_with_clips
     utils.put_rollouts = put_rollouts  # a second call finds it
-
-
-def is_ours(inputs: dict[str, torch.Tensor] | None) -> bool:
-    """Whether a processor of our families made them."""
-    return bool(inputs) and any(family.owns(inputs) for family in loaded())
 
 
 def content_of(inputs: dict[str, torch.Tensor]) -> str:

@@ -1,6 +1,5 @@
 """The rollouts of a prompt on one rank, side by side; imports nothing of verl, in whose imports it is loaded."""
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +18,7 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
 
     @replaces(trainer_base.PPOTrainer, "_balance_batch")
     def balance_groups(
-        balance: Callable, self: Any, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any
+        balance, self: Any, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any
     ) -> Any:
         batch = balance(self, batch, metrics, logging_prefix=logging_prefix, **kwargs)
         if not enabled() or not has_our_rows(self):

@@ -1,7 +1,6 @@
 """verl's ``hf_processor`` returns None for a processor class that it does not list."""
 
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 from transformers import AutoConfig
@@ -14,7 +13,7 @@ def accept_processor(tokenizer: ModuleType) -> None:
     """Let it return our families' processors."""
 
     @replaces(tokenizer, "hf_processor")
-    def hf_processor_of_families(hf_processor: Callable, name_or_path: str, **kwargs: object) -> object:
+    def hf_processor_of_families(hf_processor, name_or_path: str, **kwargs: object) -> object:
         try:
             config = AutoConfig.from_pretrained(name_or_path, **kwargs)
         except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model unknown here

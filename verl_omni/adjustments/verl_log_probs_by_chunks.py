@@ -1,6 +1,5 @@
 """Without flash-attn, verl takes the log-probabilities of packed logits token by token, on a CPU and on a GPU alike."""
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -14,7 +13,7 @@ def take_log_probs_of_many_tokens(torch_functional: ModuleType) -> None:
     """Take them by chunks of tokens."""
 
     @replaces(torch_functional, "logprobs_from_logits_v2")
-    def logprobs_from_logits_v2(of_each_row: Callable, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def logprobs_from_logits_v2(of_each_row, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.dim() != 2:  # a row is a sequence, not a token
             return of_each_row(logits, labels)
         tokens = max(1, LOGITS_AT_ONCE // logits.shape[-1])

@@ -1,6 +1,5 @@
 """The rewards' parts among verl's training metrics; imports nothing of verl, in whose imports it is loaded."""
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +12,7 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
 
     @replaces(trainer_base.PPOTrainer, "_compute_metrics")
     def compute_metrics_with_parts(
-        compute_metrics: Callable, trainer: Any, batch: Any, metrics: dict, *args: Any, **kwargs: Any
+        compute_metrics, trainer: Any, batch: Any, metrics: dict, *args: Any, **kwargs: Any
     ) -> None:
         compute_metrics(trainer, batch, metrics, *args, **kwargs)
         if has_our_rewards(trainer.config.reward) or has_our_rows(trainer):

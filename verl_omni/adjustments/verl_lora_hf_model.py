@@ -4,7 +4,6 @@ verl writes PEFT's parameter names (``base_model.model….q_proj.base_layer.weig
 sharded checkpoint, from which a run resumes, keeps the adapters as they are.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -18,9 +17,7 @@ def export_merged_adapters(fsdp_checkpoint_manager: ModuleType) -> None:
     from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 
     @replaces(fsdp_checkpoint_manager, "get_fsdp_full_state_dict")
-    def get_fsdp_full_state_dict(
-        full_state_dict: Callable, model: torch.nn.Module, **options: bool
-    ) -> dict[str, torch.Tensor]:
+    def get_fsdp_full_state_dict(full_state_dict, model: torch.nn.Module, **options: bool) -> dict[str, torch.Tensor]:
         unwrapped = getattr(model, "_fsdp_wrapped_module", model)
         if not hasattr(unwrapped, "peft_config") or family_of(unwrapped.config) is None:
             return full_state_dict(model, **options)

@@ -4,7 +4,6 @@ TransferQueue packs what it stores by ``torch.nested.as_nested_tensor``, which t
 repair believes that it did not: the next ``unbind`` stops the step. Lengths that differ are left to verl.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 
 from tensordict import TensorDict
@@ -16,7 +15,7 @@ def fix_positions_of_one_length(tensordict_utils: ModuleType) -> None:
     """Make positions ``[B, 4, L]`` ragged in their last dimension, also where nothing is ragged."""
 
     @replaces(tensordict_utils, "maybe_fix_3d_position_ids")
-    def maybe_fix_3d_position_ids(fix: Callable, data: TensorDict) -> None:
+    def maybe_fix_3d_position_ids(fix, data: TensorDict) -> None:
         positions = data.get("position_ids", None)
         nested = positions is not None and positions.dim() == 3 and positions.is_nested
         if nested and positions.offsets()[-1] == positions.values().shape[0]:

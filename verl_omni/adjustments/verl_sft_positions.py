@@ -1,6 +1,5 @@
 """verl's fine-tuning dataset knows the positions of Qwen2-VL alone, by the name of an image processor."""
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,15 +13,13 @@ def ask_the_processor(dataset: ModuleType) -> None:
     """Take positions from a processor that has ``get_rope_index_kwargs``, as verl's agent loop does."""
 
     @replaces(dataset, "get_rope_index")
-    def get_rope_index(
-        of_qwen2_vl: Callable, processor: ProcessorMixin, input_ids: torch.Tensor, **media: Any
-    ) -> torch.Tensor:
+    def get_rope_index(of_qwen2_vl, processor: ProcessorMixin, input_ids: torch.Tensor, **media: Any) -> torch.Tensor:
         if hasattr(processor, "get_rope_index_kwargs"):
             return input_ids.expand(3, -1)  # their shape: verl does not hand on what else they depend on
         return of_qwen2_vl(processor, input_ids=input_ids, **media)
 
     @replaces(dataset.MultiTurnSFTDataset, "__getitem__")
-    def row_with_positions(get_row: Callable, rows: Any, item: int) -> dict[str, Any]:
+    def row_with_positions(get_row, rows: Any, item: int) -> dict[str, Any]:
         row = get_row(rows, item)
         if hasattr(rows.processor, "get_rope_index_kwargs"):
             row["position_ids"] = positions(rows.processor, **row)

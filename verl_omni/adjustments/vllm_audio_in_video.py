@@ -1,32 +1,28 @@
-"""vLLM's positions of Qwen2.5-Omni's video and sound as one stream are not those of transformers."""
+"""vLLM's positions of Qwen2.5-Omni's video and sound as one stream are not those of transformers.
+
+It counts the stream's tokens from ``<|audio_bos|>`` on, which has the position of ``<|vision_bos|>``.
+"""
 
 import os
 from collections.abc import Sequence
-from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from verl_omni.adjustments import replaces
 from verl_omni.plugin import RUN
 
 
-@cache
 def place_streams_as_transformers(qwen2_5_omni_thinker: ModuleType) -> None:
     """Ask transformers for the positions of a prompt with a stream; an answer goes on behind its last token.
 
-    vLLM counts the stream's tokens from ``<|audio_bos|>`` on, which has the position of ``<|vision_bos|>``. In
-    processes of this package's runs and commands alone (``RUN``).
-
-    Args:
-        qwen2_5_omni_thinker: ``vllm.model_executor.models.qwen2_5_omni_thinker``.
+    In processes of this package's runs and commands alone (``RUN``).
     """
-    thinker = qwen2_5_omni_thinker.Qwen2_5OmniThinkerForConditionalGeneration
-    get_positions = thinker.get_mrope_input_positions
 
-    @wraps(get_positions)
+    @replaces(qwen2_5_omni_thinker.Qwen2_5OmniThinkerForConditionalGeneration, "get_mrope_input_positions")
     def get_positions_of_streams(
-        self: Any, input_tokens: list[int], mm_features: Sequence[Any]
+        get_positions, self: Any, input_tokens: list[int], mm_features: Sequence[Any]
     ) -> tuple[torch.Tensor, int]:
         streams = [data for _, _, data in self.iter_mm_features(mm_features) if data.get("use_audio_in_video")]
         if RUN not in os.environ or not streams:
@@ -45,5 +41,3 @@ def place_streams_as_transformers(qwen2_5_omni_thinker: ModuleType) -> None:
         )
         positions = positions[:, 0]
         return positions, int(positions[0, -1]) + 1 - len(input_tokens)
-
-    thinker.get_mrope_input_positions = get_positions_of_streams

@@ -4,7 +4,6 @@ Ray ends verl's rollouts by SIGKILL, to vLLM's engine and to Python's resource t
 """
 
 import os
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +18,7 @@ def drop_names(shm_broadcast: ModuleType) -> None:
     """
 
     @replaces(shm_broadcast.MessageQueue, "wait_until_ready")
-    def wait_then_drop_name(wait_until_ready: Callable, queue: Any) -> None:
+    def wait_then_drop_name(wait_until_ready, queue: Any) -> None:
         wait_until_ready(queue)
         if RUN in os.environ and queue.buffer is not None and queue.buffer.is_creator:
             queue.buffer.shared_memory.unlink()

@@ -1,6 +1,6 @@
 """vLLM lets a prompt with placeholders but no media pass; the model would answer as if it had seen a clip."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ def reject_placeholders_without_media(input_processor: ModuleType) -> None:
     from vllm.exceptions import VLLMValidationError  # vLLM 0.24's input_processor does not have the name
 
     @replaces(input_processor.InputProcessor, "_validate_model_input")
-    def validate_model_input(validate: Callable, self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
+    def validate_model_input(validate, self: Any, prompt_input: Mapping[str, Any], prompt_type: str) -> None:
         validate(self, prompt_input, prompt_type)
         config = self.model_config.hf_config
         if prompt_input["type"] == "token" and (family := family_of(config)):

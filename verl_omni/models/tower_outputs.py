@@ -40,7 +40,13 @@ def features_once(
     """
     if not enabled():
         return list(encode(list(range(len(names)))))
-    keys = names if tower is None else keys_of(tower, names)
+    keys = list(names)
+    if tower is not None:  # what the outputs are kept under, and may come from another pass
+        device = next(tower.parameters()).device
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        keys = [(weights_fingerprint(tower), device, autocast, name) for name in names]
+        if torch.is_grad_enabled():
+            TRAINED.update(keys)
     known = {key: None if tower is None else TOWER_OUTPUTS.find(key) for key in keys}
     missing = {key: index for index, key in enumerate(keys) if known[key] is None}
     if not missing:
@@ -54,16 +60,6 @@ def features_once(
             for key in missing:
                 TOWER_OUTPUTS.get(key, partial(known.get, key))
     return [known[key] for key in keys]
-
-
-def keys_of(tower: nn.Module, names: Sequence[Hashable]) -> list[Hashable]:
-    """Under which a frozen tower's outputs are kept, for what becomes of them in this pass."""
-    device = next(tower.parameters()).device
-    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    keys: list[Hashable] = [(weights_fingerprint(tower), device, autocast, name) for name in names]
-    if torch.is_grad_enabled():
-        TRAINED.update(keys)
-    return keys
 
 
 # Of all optimizers: neither verl nor torch tells a model of its own. Where no tower's outputs are kept it does nothing.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 
@@ -32,17 +33,18 @@ def execute(name: str, command: list[str], log: Path, environment: dict, done: C
     columns = (TextColumn("{task.description:26}"), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
     with log.open("wb") as output, Progress(*columns) as progress:
         task = progress.add_task(name, total=None, count="starting")
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
         try:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+            )
             while process.poll() is None:
                 if done and (count := done()):
                     progress.update(task, count=f"{count} done")
                 time.sleep(0.5)
-        except BaseException:  # Ctrl-C: the trainer must not run on without us
-            process.terminate()
-            process.wait()
+        except BaseException:  # Ctrl-C: the trainer must not run on without us, nor one that was just being started
+            for child in psutil.Process().children():
+                child.terminate()
+                child.wait()
             raise
         progress.update(task, count=f"{done()} done" if done else "done")
     if process.returncode:

@@ -14,11 +14,6 @@ def video_tokens(num_frames: int, image_size: int, patch_size: int) -> int:
     return num_frames * math.ceil(image_size // patch_size / 2) ** 2
 
 
-def audio_tokens(positions: int) -> int:
-    """Feature vectors of a sound: Whisper's positions averaged by threes."""
-    return positions // 3
-
-
 class HumanOmniConfig(Qwen2Config):
     """Qwen2's configuration plus the towers', as such or as dicts.
 
@@ -85,5 +80,5 @@ class HumanOmniConfig(Qwen2Config):
 
     @property
     def num_audio_tokens(self) -> int:
-        """Placeholders of one sound."""
-        return audio_tokens(self.audio_config.max_source_positions)
+        """Placeholders of one sound: Whisper's positions, averaged by threes."""
+        return self.audio_config.max_source_positions // 3

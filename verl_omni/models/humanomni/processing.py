@@ -14,7 +14,7 @@ from verl_omni.media.cache import processed_once
 from verl_omni.media.resize import FrameFormat
 from verl_omni.models.chat import ChatMedia
 
-from .configuration import audio_tokens, video_tokens
+from .configuration import video_tokens
 
 VIDEO_TOKEN, AUDIO_TOKEN = "<|humanomni_video|>", "<|humanomni_audio|>"
 # What the original's GRPO puts before a video: the Qwen2-VL template's own tags, in addition to HumanOmni's.
@@ -72,8 +72,8 @@ class HumanOmniProcessor(ChatMedia, ProcessorMixin):
 
     @property
     def audio_tokens(self) -> int:
-        """Placeholders of a sound: Whisper halves the mel frames."""
-        return audio_tokens(self.feature_extractor.nb_max_frames // 2)
+        """Placeholders of a sound: Whisper halves the mel frames, and three positions become one."""
+        return self.feature_extractor.nb_max_frames // 2 // 3
 
     def __call__(
         self,

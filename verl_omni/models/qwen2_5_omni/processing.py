@@ -28,25 +28,11 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
 
     call_options = (*ChatMedia.call_options, "use_audio_in_video")
 
-    @property
-    def num_frames(self) -> int:
-        return self.video_processor.num_frames or NUM_FRAMES
-
-    @property
-    def patch_size(self) -> int:
-        return self.video_processor.patch_size
-
-    @property
-    def image_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(self.image_token)
-
-    @property
-    def video_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(self.video_token)
-
-    @property
-    def audio_token_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(self.audio_token)
+    num_frames = property(lambda self: self.video_processor.num_frames or NUM_FRAMES)
+    patch_size = property(lambda self: self.video_processor.patch_size)
+    image_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.image_token))
+    video_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.video_token))
+    audio_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.audio_token))
 
     def frame_format(self, aspect_ratio: str | None = None) -> FrameFormat:
         """Frames in their own ratio, as upstream has them; ``pad`` or ``squash`` make squares of them."""
