@@ -3,6 +3,8 @@
 from types import ModuleType
 from typing import Any
 
+import pandas
+
 from verl_omni.adjustments import replaces
 from verl_omni.adjustments.verl_groups_together import has_our_rows
 
@@ -32,9 +34,5 @@ def has_our_rewards(reward: Any) -> bool:
 
 def means_of_parts(extra_infos: list[dict[str, Any]]) -> dict[str, float]:
     """Mean of each numeric part over the rollouts that have it, as ``reward/<part>/mean``."""
-    values: dict[str, list[float]] = {}
-    for extra_info in extra_infos:
-        for part, value in extra_info.items():
-            if isinstance(value, int | float):
-                values.setdefault(f"reward/{part}/mean", []).append(float(value))
-    return {name: sum(parts) / len(parts) for name, parts in values.items()}
+    means = pandas.DataFrame(extra_infos).mean(numeric_only=True)
+    return {f"reward/{part}/mean": float(mean) for part, mean in means.items()}

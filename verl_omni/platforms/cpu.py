@@ -6,9 +6,9 @@ reach is adjusted by ``verl_omni.adjustments``.
 
 import importlib.metadata
 import os
-import resource
 from collections.abc import Callable
 from contextlib import nullcontext
+from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
 from typing import Any
 
@@ -50,19 +50,15 @@ def device_module() -> ModuleType:
     module: Any = ModuleType("verl_omni.platforms.cpu.device")
     module.__dict__.update({name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")})
 
-    def resident(device: object = None) -> int:
-        return process.memory_info().rss
-
-    def peak_resident(device: object = None) -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def mem_get_info(device: object = None) -> tuple[int, int]:
         memory = psutil.virtual_memory()
         return memory.available, memory.total
 
-    module.memory_allocated = module.memory_reserved = resident
-    module.max_memory_allocated = module.max_memory_reserved = peak_resident
     module.mem_get_info, module.get_device_name = mem_get_info, always("cpu")
+    module.memory_allocated = module.memory_reserved = lambda device=None: process.memory_info().rss
+    module.max_memory_allocated = module.max_memory_reserved = lambda device=None: (
+        getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    )
     module.manual_seed = module.manual_seed_all = torch.manual_seed
     module.get_rng_state, module.set_rng_state = torch.get_rng_state, torch.set_rng_state
     module.empty_cache = module.ipc_collect = module.reset_peak_memory_stats = nothing
