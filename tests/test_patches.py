@@ -182,5 +182,9 @@ def test_behaviours_are_the_wanted_ones(behaviours):
         "verl-log-probs-by-chunks.diff": [1, True, 1, True],
         "vllm-cpu-keep-weights.diff": [[64, 32], True],
         "vllm-placeholders-without-media.diff": ["accepted", "refused", "refused"],
+        # A name while it is opened, none in use; what is read; nothing left.
+        "vllm-nameless-queues.diff": [True, False, {"step": 1}, False],
+        # As transformers: a stream's two first tokens have one position, and its two last.
+        "vllm-audio-in-video.diff": [[[0, 1, 2, 2, 3]] * 3, [[103, 103, 104, 105]] * 3, -18],
         "without VLLM_CPU_KEEP_WEIGHTS": behaviours["released"]["plain"]["vllm-cpu-keep-weights.diff"],
     }  # fmt: skip

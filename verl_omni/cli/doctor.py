@@ -108,6 +108,7 @@ def libraries() -> list[Finding]:
 
 def rows_of_the_table() -> list[Finding]:
     """Import what each row of the plug-in's table concerns; a row that fails then makes the import fail."""
+    import verl_omni.models.qwen2_5_omni  # noqa: F401  (what vLLM imports may lack torchvision)
     from verl_omni.plugin import HOOKS
 
     failed = []
