@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward, length_reward
-from verl_omni.rewards.explanation import coherence, explanation_reward, faithfulness_reward
+from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward
+from verl_omni.rewards.explanation import coherence, explanation_reward
+from verl_omni.rewards.faithfulness import faithfulness_reward
+from verl_omni.rewards.length import length_reward
 from verl_omni.rewards.wheel import hit_reward, wheel_reward
 
 # Name in the configuration and among the metrics -> function of completion and label.

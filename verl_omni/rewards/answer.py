@@ -1,4 +1,4 @@
-"""The parts of a completion, found in time linear in its length; the paper's two rewards on them, and one on length."""
+"""The parts of a completion, found in time linear in its length; and the paper's two rewards on them."""
 
 import re
 
@@ -46,15 +46,3 @@ def format_reward(completion: str, label: str = "") -> float:
     start, end = len("<think>"), len(completion) - len("</answer>")
     outer = completion.startswith("<think>") and completion.endswith("</answer>")
     return float(outer and BETWEEN.search(completion, start, end) is not None)
-
-
-def length_reward(completion: str, label: str = "", limit: int = 256, buffer: int = 64) -> float:
-    """Return 0.0 up to ``limit - buffer`` words, then a line down to -1.0 at ``limit`` and beyond.
-
-    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), counted in words: a reward function sees text.
-
-    >>> length_reward("word " * 240)
-    -0.75
-    """
-    over = len(completion.split(maxsplit=limit)) - (limit - buffer)  # more words than the limit change nothing
-    return -min(max(over / buffer, 0.0), 1.0)

@@ -1,6 +1,4 @@
-"""Does the explanation support the label, after ERV (Rha et al., AAAI 2026, arXiv 2510.23506; Rhatanii/ERV)?
-
-And does it use the senses that the clip has, and only these?
+"""Does the explanation support the label? After ERV (Rha et al., AAAI 2026, arXiv 2510.23506; Rhatanii/ERV).
 
 A *verifier* tells, sentence by sentence, which emotions an explanation expresses. ``by_rules`` is the default and pure
 Python; ``verl_omni.rewards.model_verifier`` asks a sequence classifier, as ERV does.
@@ -8,11 +6,11 @@ Python; ``verl_omni.rewards.model_verifier`` asks a sequence classifier, as ERV 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache
 
 from verl_omni.rewards.answer import extract_answer, extract_explanation
-from verl_omni.rewards.lexicon import READ, emotion_of, emotions_in, senses_in
+from verl_omni.rewards.lexicon import READ, emotion_of, emotions_in
 
 Verifier = Callable[[list[str]], list[list[str]]]  # sentences -> the emotions of each, strongest first
 NEUTRAL = "neutral"
@@ -88,16 +86,3 @@ def coherence(completion: str, label: str, verifier: Verifier | str = by_rules) 
         "epc": float(explained == answer != ""),
         "fcr": float(explained == label == answer),
     }
-
-
-def faithfulness_reward(completion: str, label: str = "", senses: Collection[str] = ("sight", "sound")) -> float:
-    """Return the share of the clip's senses that the explanation mentions; 0.0 if it claims one that is not there.
-
-    Args:
-        senses: ``sight`` and ``sound``, as far as the model was given them.
-
-    >>> faithfulness_reward("<think>His face is pale.</think><answer>fear</answer>")
-    0.5
-    """
-    mentioned, given = senses_in(extract_explanation(completion)), set(senses)
-    return 0.0 if mentioned - given or not given else len(mentioned) / len(given)
