@@ -16,6 +16,7 @@ from verl_omni.__main__ import main
 from verl_omni.cli import doctor
 from verl_omni.data import files
 from verl_omni.data.row import conversation
+from verl_omni.models import families
 from verl_omni.models.humanomni.tiny import build_tiny
 
 CLIPS = Path(__file__).parent / "golden/clips"
@@ -116,7 +117,16 @@ def test_rows_and_model_that_fit_a_recipe_are_in_order(name, kind, tiny, tmp_pat
     ids = processor.apply_chat_template(
         message, tokenize=True, return_dict=True, add_generation_prompt=kind == "prompt", return_tensors="pt"
     )["input_ids"]
-    assert found["train rows"].found == f"5 rows, the longest {ids.shape[1]} tokens, 2 steps an epoch"
+    longest = f"the longest {ids.shape[1]} tokens if its media are as the first clip's"
+    assert found["train rows"].found == f"5 rows, {longest}, 2 steps an epoch"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("r1omni", "prompt"), ("emer_sft", "messages")])
+def test_another_familys_recipe_is_looked_at_too(name, kind, tmp_path, tmp_path_factory):
+    tiny = families.load("qwen2_5_omni").build_tiny(tmp_path_factory.mktemp("qwen2_5_omni"))
+    found = fit(f"{name}_qwen2_5_omni_cpu", tiny, rows_to_train_on(tmp_path / "rows.json", kind, "landscape.mp4"))
+    assert "1 rows, the longest " in found["train rows"].found
+    assert found["train rows"].remedy.startswith("data.train_batch_size is 2")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -176,15 +177,16 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
     from verl.trainer.ppo.utils import create_rl_dataset
     from verl.trainer.sft_trainer import create_sft_dataset
 
-    from verl_omni.data.check import MODALITIES
-    from verl_omni.data.dataset import frame_format_of
-    from verl_omni.data.row import conversation
+    from verl_omni.data.dataset import OmniRLHFDataset, frame_format_of
+    from verl_omni.data.row import content_items, conversation
     from verl_omni.media.cache import read_video_once
+    from verl_omni.models.families import family_of
 
     grpo = "actor_rollout_ref" in config
     create, column = (create_rl_dataset, "prompt") if grpo else (create_sft_dataset, "messages")
     limit = config.data.max_prompt_length if grpo else config.data.max_length
-    media = {getattr(model.hf_config, f"{m}_token_id"): getattr(model.hf_config, f"num_{m}_tokens") for m in MODALITIES}
+    placeholders = family_of(model.hf_config).placeholders(model.hf_config)
+    media: dict[int, int] = {}
     findings, clips = [], []
     for split in ("train", "val"):
         if not (files := config.data[f"{split}_files"]):
@@ -194,8 +196,15 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
         rows = rows.to_list() if grpo else rows.to_dict("records")
         turns = [conversation(row[column], row.get("videos"), row.get("audios")) for row in rows]
         texts = model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=grpo)
+        if not media:  # tokens of the first clip with all there is; HumanOmni's take as many each
+            full = max(turns, key=lambda turns: len(content_items(turns)))
+            _, videos, sounds = OmniRLHFDataset._process_multi_modal_info(full, 0, config.data)
+            inputs = {"videos": videos and [frames for frames, _ in videos], "audio": sounds}
+            text = model.processor.apply_chat_template(full, tokenize=False)
+            (ids,) = model.processor(text=[text], **inputs, **(config.data.get("mm_processor_kwargs") or {})).input_ids
+            media = {token: count for token, count in Counter(ids).items() if token in placeholders}
         longest = max(sum(media.get(token, 1) for token in ids) for ids in model.tokenizer(texts).input_ids)
-        found, remedy = f"{len(rows)} rows, the longest {longest} tokens", ""
+        found, remedy = f"{len(rows)} rows, the longest {longest} tokens if its media are as the first clip's", ""
         if longest > limit:
             remedy = f"data.{'max_prompt_length' if grpo else 'max_length'}={longest}, or leave long rows out"
         elif split == "train":
