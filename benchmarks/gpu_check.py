@@ -296,7 +296,6 @@ class Check:
         """
         stage.command = shlex.join(["python", *command])
         environment = {**os.environ, "VERL_OMNI_MEDIA_CACHE": str(self.out / "media"), **variables}
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else a CPU's server takes a share of the machine
         with (self.out / stage.log).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,

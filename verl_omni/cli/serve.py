@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ[RUN] = "1"
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")  # from an allowed domain to any other
+    # GiB, on a CPU; vLLM's default is most of the machine, and it stops where less is free.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     model, options = args.arguments[:1], args.arguments[1:]
     media = [option for directory in model for option in read_as_trained(directory)]
     sys.argv = ["vllm", "serve", *model, "--dtype", default_dtype(), *DEFAULTS, *media, *options]
