@@ -118,13 +118,13 @@ def register_agent_loop(_: ModuleType) -> None:
 
 
 def end_with_parent() -> None:
-    """Let one of vLLM's own processes end when the one that started it was killed: it would wait for requests for ever.
+    """Let vLLM's engine end when the one that started it was killed: it would wait for requests for ever.
 
-    In a run of this package alone (``RUN``).
+    Its workers end with it by vLLM's own means. In a run of this package alone (``RUN``).
     """
     parent = multiprocessing.parent_process()
-    named = multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker"))
-    if RUN not in os.environ or parent is None or not named:
+    engine = multiprocessing.current_process().name.startswith("EngineCore")
+    if RUN not in os.environ or parent is None or not engine:
         return
 
     def watch() -> None:
