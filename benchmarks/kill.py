@@ -160,9 +160,10 @@ def attempt(trainer: Trainer, moment: str, victim: str, chance: random.Random) -
         wait_until(lambda: part is None or any(part in title(p) for p in session_of(process.pid)), process)
         time.sleep(chance.uniform(0, 20))
     else:
-        goal = record.resumed_from + chance.randint(1, 2)
         at_checkpoint = moment == "checkpoint"
-        wait_until(lambda: (trainer.newest_folder() if at_checkpoint else trainer.last_checkpoint()) >= goal, process)
+        reached = trainer.newest_folder if at_checkpoint else trainer.last_checkpoint
+        goal = reached() + chance.randint(1, 2)  # beyond a folder that an earlier kill has left half written
+        wait_until(lambda: reached() >= goal, process)
         time.sleep(chance.uniform(0, 0.4 if at_checkpoint else 3))
     if process.poll() is None:
         strike(process.pid, victim)

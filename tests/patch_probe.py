@@ -7,19 +7,22 @@ of this package as "plain elsewhere" and "adjusted elsewhere", and "changed agai
 adjustments changes in verl and vLLM. An error is a behaviour too.
 """
 
+import asyncio
 import contextlib
 import importlib
 import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch as replaced
 
 import torch
+import zmq
 from packaging.version import Version
 
 CLIP = Path(__file__).parent / "golden/clips/landscape.mp4"
@@ -30,6 +33,7 @@ ELSEWHERE = (
     "verl-groups-together.diff",
     "verl-clips-once.diff",
     "verl-lora-hf-model.diff",
+    "verl-dead-receiver.diff",
     "vllm-nameless-queues.diff",
     "vllm-audio-in-video.diff",
 )
@@ -456,6 +460,68 @@ def placeholders_without_media(model: str) -> list[str]:
             assert str([prompt[1]]) in str(error), error
             outcomes.append("refused")
     return outcomes
+
+
+class Answer(Future):
+    """What a server's method returns: an ObjectRef, as far as verl's rollout uses one."""
+
+    def future(self) -> Future:
+        return self
+
+    def __await__(self) -> Iterator:
+        return asyncio.wrap_future(self).__await__()
+
+
+@probe("verl-dead-receiver.diff")
+def update_of_a_server(model: str, ours: bool = True) -> list[object]:
+    """What a server has got of two weights, and how an update ends whose server dies before it opens the socket."""
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+    from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+
+    def update(receive: Callable[[str], list[str]]) -> object:
+        adapter, answer, done = ServerAdapter.__new__(ServerAdapter), Answer(), Answer()
+        done.set_result(None)
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+            handle = f"ipc://{folder}/socket"
+
+            def start(*args: object, **kwargs: object) -> Answer:
+                received = pool.submit(receive, handle)
+                received.add_done_callback(lambda _: pass_on(received, answer))
+                return answer
+
+            checkpoint_engine = SimpleNamespace(update_weights_bucket_megabytes=1)
+            adapter.__dict__.update(
+                _has_server=True, use_shm=True, zmq_handle=handle, replica_rank=1, rollout_rank=0,
+                config=SimpleNamespace(checkpoint_engine=checkpoint_engine),
+                server_handle=SimpleNamespace(collective_rpc=SimpleNamespace(remote=start),
+                                              clear_kv_cache=SimpleNamespace(remote=lambda: done)),
+            )  # fmt: skip
+            asyncio.run(adapter.update_weights((name, torch.ones(2)) for name in "ab"))
+            return answer.result()
+
+    def pass_on(received: Future, answer: Answer) -> None:
+        if error := received.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(received.result())
+
+    def receive(handle: str) -> list[str]:
+        names: list[str] = []
+        receiver = BucketedWeightReceiver(zmq_handle=handle, device=torch.device("cpu"), use_shm=True)
+        receiver.receive_weights(on_bucket_received=lambda weights, *_, **__: names.extend(name for name, _ in weights))
+        return names
+
+    def die(handle: str) -> list[str]:
+        raise RuntimeError("the server has died")
+
+    context = zmq.Context.instance()
+    context.sndtimeo = context.rcvtimeo = 4000  # ms, in place of ever
+    with marked(ours):
+        got = update(receive)
+        try:
+            return [got, update(die)]
+        except (RuntimeError, zmq.Again) as error:
+            return [got, "waits for ever" if isinstance(error, zmq.Again) else str(error)]
 
 
 @probe("vllm-nameless-queues.diff")
