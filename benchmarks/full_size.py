@@ -57,8 +57,9 @@ def build_720p(out: Path, **sizes: int) -> dict[str, Path]:
     """The demo corpus, its clips enlarged."""
 
     def enlarged(path: Path, frames: Iterable[np.ndarray], wave: np.ndarray, fps: int, rate: int, **x264: str) -> Path:
-        large = (np.asarray(Image.fromarray(f).resize((WIDTH, HEIGHT))) for f in frames for _ in range(REPEATS))
-        return write_clip(path, large, wave, REPEATS * fps, rate, **x264)
+        resized = (np.asarray(Image.fromarray(frame).resize((WIDTH, HEIGHT))) for frame in frames)
+        large = (frame for frame in resized for _ in range(REPEATS))
+        return write_clip(path, large, wave, REPEATS * fps, rate, **{"preset": "ultrafast", **x264})
 
     with patch.object(demo, "write_clip", enlarged):
         return demo.build_demo(out, **sizes)

@@ -414,7 +414,7 @@ def build(check: Check) -> None:
         from benchmarks.full_size import build_720p, build_full_size
 
         build_full_size(check.out / "model")
-        build_720p(check.out / "data", n_train=64, n_test=16, n_sft=32)
+        build_720p(check.out / "data", n_train=32, n_test=8, n_sft=32)
     else:
         from verl_omni.corpora.demo import build_demo
         from verl_omni.models.humanomni.tiny import build_tiny

@@ -67,7 +67,7 @@ def packed(processor) -> dict[str, torch.Tensor]:
 
 
 def weighted_loss(logits: torch.Tensor) -> torch.Tensor:
-    weights = torch.linspace(-1, 1, logits.shape[1])[:, None]
+    weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)[:, None]
     return (logits.float().log_softmax(-1)[0] * weights).mean()
 
 
