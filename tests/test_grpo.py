@@ -265,6 +265,7 @@ def test_lora_from_the_cold_start_to_grpo_in_bfloat16(cold_start, study):
     overrides = [f"actor_rollout_ref.{override}" for override in LORA]
     overrides += [f"actor_rollout_ref.model.path={cold_start}", "actor_rollout_ref.actor.optim.lr=0.02"]
     overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3", "actor_rollout_ref.rollout.dtype=bfloat16"]
+    overrides += ["data.max_response_length=16"]
     steps = train(study, "lora", GRPO, *SMALL, *overrides)
     for step in steps.values():
         assert step["actor/grad_norm"] > 0

@@ -32,22 +32,6 @@ def changed_weights(before: Path, after: Path) -> set[str]:
     return {name for name in old if not torch.equal(old[name], new[name].to(old[name].dtype))}
 
 
-def test_rollouts_have_the_actors_probabilities_and_the_checkpoint_is_a_model(study):
-    # At the recipe's learning rate a random model forgets how to end: all sequences of its second step have one length.
-    overrides = (*SMALL, "trainer.total_training_steps=2", "trainer.save_freq=2")
-    steps = train(study, "grpo", QWEN_GRPO, *overrides)
-    assert sorted(steps) == [1, 2]
-    for step in steps.values():
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
-        assert step["actor/grad_norm"] > 0
-        assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
-    exported = study / "grpo" / "global_step_2" / "actor" / "huggingface"
-    changed = changed_weights(study / "base", exported)
-    assert any(name.startswith("thinker.model.layers") for name in changed)
-    assert not any("visual" in name or "audio_tower" in name for name in changed), "the towers are frozen"
-    answer_with_vllm(exported, study)
-
-
 STREAM = "+data.mm_processor_kwargs.use_audio_in_video=true"
 MODEL = "actor_rollout_ref.model."
 LORA = [MODEL + option for option in ("lora_rank=8", "exclude_modules='.*(visual|audio_tower).*'", "lora.merge=true")]
@@ -61,15 +45,20 @@ PARTS = {"thinker.model.layers", "thinker.lm_head", "thinker.visual", "thinker.a
         ("towers", [f"+{MODEL}override_config.train_towers=true"], PARTS),
     ],
 )
-def test_what_is_trained_reaches_the_rollouts(study, name, options, trained):
+def test_what_is_trained_reaches_the_rollouts_and_the_export(study, name, options, trained):
     """At this learning rate, the first step's weights no longer have the second one's probabilities."""
     overrides = [*options, "actor_rollout_ref.actor.optim.lr=0.02", "trainer.total_training_steps=2"]
     steps = train(study, name, QWEN_GRPO, *SMALL, *overrides, "trainer.save_freq=2")
-    print(name, [step["training/rollout_actor_probs_pearson_corr"] for step in steps.values()])
-    assert len(steps) == 2
-    assert all(step["training/rollout_actor_probs_pearson_corr"] >= 0.999 for step in steps.values())
-    changed = changed_weights(study / "base", study / name / "global_step_2" / "actor" / "huggingface")
+    assert sorted(steps) == [1, 2]
+    for step in steps.values():
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
+        assert step["actor/grad_norm"] > 0
+        assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
+    exported = study / name / "global_step_2" / "actor" / "huggingface"
+    changed = changed_weights(study / "base", exported)
     assert {part for part in PARTS for weight in changed if weight.startswith(part)} == trained
+    if name == "towers":
+        answer_with_vllm(exported, study)
 
 
 def test_fine_tuning_trains_the_thinker_alone(study):
