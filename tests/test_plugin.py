@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from verl_omni import plugin
-from verl_omni.adjustments import verl_log_probs_by_chunks, vllm_cpu_name
+from verl_omni.adjustments import replaces, verl_log_probs_by_chunks, vllm_cpu_name
 from verl_omni.platforms import cpu
 
 ROOT = Path(__file__).parent.parent
@@ -305,6 +305,25 @@ def test_a_gpu_build_of_vllm_is_known_without_a_look_at_the_driver(tmp_path, mon
     monkeypatch.setattr(cpu.torch.accelerator, "is_available", look)
     monkeypatch.syspath_prepend(distribution(tmp_path, "vllm", version_of_vllm()))
     assert not cpu.is_cpu_only()
+
+
+def test_two_adjustments_of_one_function_both_hold_each_once():
+    theirs = ModuleType("theirs")
+    theirs.answer = lambda text: f"their {text}"
+
+    def loudly():
+        @replaces(theirs, "answer")
+        def louder(answer, text):
+            return answer(text).upper()
+
+    def twice():
+        @replaces(theirs, "answer")
+        def repeated(answer, text):
+            return f"{answer(text)}, {answer(text)}"
+
+    for adjust in (loudly, twice, loudly, twice):
+        adjust()
+    assert theirs.answer("word") == "THEIR WORD, THEIR WORD"
 
 
 def test_packed_log_probs_go_by_chunks_on_an_accelerator_too(monkeypatch):

@@ -10,18 +10,22 @@ from types import ModuleType
 
 
 def replaces(owner: ModuleType | type, name: str) -> Callable[[Callable], Callable]:
-    """Put the decorated function, whose first argument is the original, in the place of ``owner.name``, once."""
+    """Put the decorated function, whose first argument is the original, in the place of ``owner.name``, once.
+
+    Another adjustment of the same function goes around the first.
+    """
 
     def replace(function: Callable) -> Callable:
         original = getattr(owner, name)
-        if hasattr(original, "replaced"):
+        mark, marks = (function.__module__, function.__qualname__), getattr(original, "replaced_by", ())
+        if mark in marks:
             return original
 
         @wraps(original)
         def adjusted(*args: object, **kwargs: object) -> object:
             return function(original, *args, **kwargs)
 
-        adjusted.replaced = original
+        adjusted.replaced_by = (*marks, mark)
         setattr(owner, name, adjusted)
         return adjusted
 
