@@ -31,15 +31,21 @@ class SharedForward:
         self,
         inputs: dict[str, torch.Tensor | None],
         media: dict[str, torch.Tensor | None],
-        temperature: float | None,
-        shift_labels: torch.Tensor | None,
+        temperature: float | None = None,
+        shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The model's forward; see ``HumanOmniQwen2ForCausalLM``'s.
+        """The model's forward.
 
         Args:
-            inputs: ``input_ids``, ``attention_mask`` and ``position_ids``.
+            inputs: ``input_ids [B, L]``, padded (with ``attention_mask``) or packed into ``[1, total]`` (no mask,
+                ``position_ids`` that restart), and these two.
             media: the family's, by their names.
+            temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
+            shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
+            **kwargs: the plain forward's. With ``use_cache=False`` and ``position_ids``, as verl calls it, prompts that
+                sequences share are computed once; what then stands at padding, which nobody reads, is not the plain
+                forward's.
         """
         input_ids, mask, decoder = inputs["input_ids"], inputs["attention_mask"], self.get_decoder()
         share = (
@@ -62,11 +68,19 @@ class SharedForward:
         kwargs["shared_prompts"] = share_prompts(rows, leaders, common, input_ids.numel())
         if temperature is None:
             return self.forward_plain(**inputs, **media, **kwargs)
+        from verl.models.transformers.dense_common import CausalLMOutputForPPO
+        from verl.utils.experimental.torch_functional import FusedLinearForPPO
+
         kwargs.pop("return_dict", None)
-        hidden = self.hidden_states(**inputs, **media, **kwargs)
+        hidden = self.hidden_states(**inputs, **media, **kwargs).flatten(0, 1)
         labels = input_ids.roll(-1, -1) if shift_labels is None else shift_labels
         read, source = where_read(rows, leaders, common, ends, input_ids.numel())
-        return log_probs_where_read(hidden, labels, self.get_output_embeddings().weight, temperature, read, source)
+        fused, head = FusedLinearForPPO(chunk_size=TOKENS_AT_ONCE), self.get_output_embeddings().weight
+        taken = fused(hidden[read], head, labels.flatten()[read], temperature=temperature)
+        log_probs, entropy = (
+            values.new_zeros(labels.numel()).index_put((read,), values)[source].view(labels.shape) for values in taken
+        )
+        return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)
 
     @property
     def _verl_fused_kernels_backend(self) -> str:
@@ -97,26 +111,3 @@ def where_read(
     source = torch.arange(tokens, device=rows.device)
     source[rows[valid]] = torch.where(own, rows, rows[leaders])[valid]
     return rows[valid & own & (rank >= ends - 1)], source
-
-
-def log_probs_where_read(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    head: torch.Tensor,
-    temperature: float,
-    read: torch.Tensor,
-    source: torch.Tensor,
-) -> CausalLMOutputWithPast:
-    """Log-probabilities of ``labels [B, L]``, the next tokens, and entropies.
-
-    Of ``hidden [B, L, H]``, the head's weight ``[V, H]``, and what ``where_read`` returns.
-    """
-    from verl.models.transformers.dense_common import CausalLMOutputForPPO
-    from verl.utils.experimental.torch_functional import FusedLinearForPPO
-
-    fused = FusedLinearForPPO(chunk_size=TOKENS_AT_ONCE)
-    taken = fused(hidden.flatten(0, 1)[read], head, labels.flatten()[read], temperature=temperature)
-    log_probs, entropy = (
-        values.new_zeros(labels.numel()).index_put((read,), values)[source].view(labels.shape) for values in taken
-    )
-    return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)

@@ -129,31 +129,24 @@ class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
         bert_input_ids: torch.LongTensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
         input_features: torch.FloatTensor | None = None,
-        temperature: float | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward with media.
 
         Args:
-            input_ids: ``[B, L]`` with placeholders already expanded to one per feature vector; padded (with
-                ``attention_mask``), or packed into ``[1, total]`` (no mask, ``position_ids`` that restart).
+            input_ids: ``[B, L]`` with placeholders already expanded to one per feature vector, padded or packed.
             pixel_values: ``[V, T, 3, S, S]``, all videos of the batch in the order of their placeholders.
             bert_input_ids, bert_attention_mask: ``[V, L]``, the question about each video.
             input_features: ``[A, bins, frames]`` log-mel, all sounds in the order of their placeholders.
-            temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
-            shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
-            **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...). With
-                ``use_cache=False`` and ``position_ids``, as verl calls it, prompts that sequences share are computed
-                once; what then stands at padding, which nobody reads, is not the plain forward's.
+            **kwargs: as for ``Qwen2ForCausalLM`` (``labels``, ``past_key_values``, ``logits_to_keep``, ...) and
+                ``SharedForward.forward_shared``.
 
         Raises:
             ValueError: placeholders and media do not match.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         media = (pixel_values, bert_input_ids, bert_attention_mask, input_features)
-        media = dict(zip(MEDIA_INPUTS, media, strict=True))
-        return self.forward_shared(inputs, media, temperature, shift_labels, **kwargs)
+        return self.forward_shared(inputs, dict(zip(MEDIA_INPUTS, media, strict=True)), **kwargs)
 
     def media_of(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[Media]:
         return self.model.media_of(input_ids, **media)

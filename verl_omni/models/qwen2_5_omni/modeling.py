@@ -75,21 +75,20 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         video_grid_thw: torch.LongTensor | None = None,
         input_features: torch.FloatTensor | None = None,
         feature_attention_mask: torch.Tensor | None = None,
-        temperature: float | None = None,
-        shift_labels: torch.LongTensor | None = None,
         video_second_per_grid: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """The thinker's forward, as verl calls it.
 
         Args:
-            input_ids: ``[B, L]`` with placeholders expanded, padded or packed, see ``SharedForward``.
+            input_ids: ``[B, L]`` with placeholders expanded, padded or packed.
             position_ids: ``[4, B, L]``: through the text, and TMRoPE's three; None for upstream's own, of ``[B, L]``.
             pixel_values_videos: ``[patches, D]`` of all videos, in the order of their placeholders.
             video_grid_thw: ``[V, 3]``, patches of each in time, height and width.
             input_features: ``[A, bins, frames]`` log-mel of all sounds.
             feature_attention_mask: ``[A, frames]``, where there is sound.
             video_second_per_grid: ``[V]``; for upstream's own positions.
+            **kwargs: as for ``SharedForward.forward_shared``, and ``labels``.
 
         Raises:
             ValueError: placeholders and media do not match.
@@ -104,9 +103,7 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
             position_ids = torch.cat([text[None], position_ids])
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         media = (pixel_values_videos, video_grid_thw, input_features, feature_attention_mask)
-        return self.forward_shared(
-            inputs, dict(zip(MEDIA_INPUTS, media, strict=True)), temperature, shift_labels, **kwargs
-        )
+        return self.forward_shared(inputs, dict(zip(MEDIA_INPUTS, media, strict=True)), **kwargs)
 
     def forward_plain(self, labels: torch.LongTensor | None = None, **inputs) -> CausalLMOutputWithPast:
         for name in ("return_dict", "inputs_embeds"):  # PEFT passes them all
