@@ -2,12 +2,13 @@
 
 import json
 import statistics
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from verl_omni.corpora.demo import build_demo
 from verl_omni.platforms.cpu import is_cpu_only
-from verl_omni.study.stages import execute, steps_in
+from verl_omni.study.stages import execute, last_step
 
 from . import Figures
 from .memory import PeakMemory
@@ -60,7 +61,8 @@ def measure_grpo(folder: Path, model: Path, steps: int = 5) -> Figures:
         }
         memory = PeakMemory()
         memory.start()
-        execute(f"{steps} GRPO steps, {which}", command, folder / f"{which}.log", environment, steps_in(metrics))
+        done = partial(last_step, metrics)
+        execute(f"{steps} GRPO steps, {which}", command, folder / f"{which}.log", environment, done)
         peak = memory.stop()
         records = [json.loads(line)["data"] for line in metrics.read_text().splitlines()][2:]
         for metric, name in GRPO_FIGURES.items():

@@ -17,19 +17,15 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
         compute_metrics, trainer: Any, batch: Any, metrics: dict, *args: Any, **kwargs: Any
     ) -> None:
         compute_metrics(trainer, batch, metrics, *args, **kwargs)
-        if has_our_rewards(trainer.config.reward) or has_our_rows(trainer):
+        manager, function = trainer.config.reward.reward_manager, trainer.config.reward.custom_reward_function
+        our_rewards = manager.name == "accuracy_format" or (function.path or "").startswith("pkg://verl_omni")
+        if our_rewards or has_our_rows(trainer):
             rollouts = trainer_base.tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
             )
             fields = zip(rollouts.pop("extra_fields").tolist(), batch.tags, strict=True)
             real = [field for field, tag in fields if not tag.get("is_padding", False)]
             metrics.update(means_of_parts([field.get("reward_extra_info", {}) for field in real]))
-
-
-def has_our_rewards(reward: Any) -> bool:
-    """Whether ``config.reward`` names this package's manager or a function of its."""
-    function = reward.custom_reward_function.path or ""
-    return reward.reward_manager.name == "accuracy_format" or function.startswith("pkg://verl_omni")
 
 
 def means_of_parts(extra_infos: list[dict[str, Any]]) -> dict[str, float]:

@@ -20,24 +20,14 @@ def ask_the_processor(dataset: ModuleType) -> None:
 
     @replaces(dataset.MultiTurnSFTDataset, "__getitem__")
     def row_with_positions(get_row, rows: Any, item: int) -> dict[str, Any]:
-        row = get_row(rows, item)
-        if hasattr(rows.processor, "get_rope_index_kwargs"):
-            row["position_ids"] = positions(rows.processor, **row)
+        row, processor = get_row(rows, item), rows.processor
+        if hasattr(processor, "get_rope_index_kwargs"):
+            ids, media = row["input_ids"], row.get("multi_modal_inputs") or {}
+            mask = row.get("attention_mask", torch.ones_like(ids))
+            grids = {key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+            three, _ = processor.get_rope_index(
+                input_ids=ids[None], attention_mask=mask[None], **grids, **processor.get_rope_index_kwargs(media)
+            )
+            # [4, L]: through the text, and the processor's three; 0 where `mask` is
+            row["position_ids"] = torch.cat([(mask.cumsum(0) - 1)[None], three[:, 0]]) * mask
         return row
-
-
-def positions(
-    processor: ProcessorMixin,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    multi_modal_inputs: dict[str, torch.Tensor] | None = None,
-    **_: torch.Tensor,
-) -> torch.Tensor:
-    """``[4, L]``: through the text, and the processor's three; 0 where ``attention_mask`` is."""
-    media = multi_modal_inputs or {}
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    grids = {key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")}
-    three, _ = processor.get_rope_index(
-        input_ids=input_ids[None], attention_mask=mask[None], **grids, **processor.get_rope_index_kwargs(media)
-    )
-    return torch.cat([(mask.cumsum(0) - 1)[None], three[:, 0]]) * mask

@@ -9,6 +9,7 @@ same cold start.
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from verl_omni.checkpoints import latest
 from verl_omni.cli.tables import make_table
+from verl_omni.evaluation.results import VARIANTS
 from verl_omni.report.curves import read_log
-from verl_omni.study.stages import execute, steps_in
+from verl_omni.study.stages import execute, last_step
 
 # Model family -> the name of its untrained model in the table and the report, and what its recipes' names have.
 FAMILIES = {"humanomni": ("HumanOmni-base", ""), "qwen2_5_omni": ("Qwen2.5-Omni-base", "_qwen2_5_omni")}
@@ -97,7 +99,7 @@ class Demo:
         metrics = logs / f"{name}.{attempt}.jsonl"
         metrics.touch()
         environment["VERL_FILE_LOGGER_PATH"] = str(metrics)
-        execute(name, command, logs / f"{name}.{attempt}.log", environment, steps_in(metrics))
+        execute(name, command, logs / f"{name}.{attempt}.log", environment, partial(last_step, metrics))
         finished.touch()
 
     def evaluate(self, name: str) -> None:
@@ -124,10 +126,8 @@ def summary(demo: Demo) -> Table:
 
     def row(name: str) -> list[str]:
         scores = json.loads((demo.out / "results" / f"{name}.scores.json").read_text())
-        normal, blanked, muted = (
-            next(score for score in scores if score["variant"] == variant)
-            for variant in ("normal", "video_blanked", "audio_muted")
-        )
+        by_variant = {score["variant"]: score for score in scores}
+        normal, blanked, muted = (by_variant[variant] for variant in VARIANTS)
         shares = [normal["war"], normal["uar"], normal["format_rate"], blanked["war"], muted["war"], normal["epc"]]
         other = f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}"
         costs = cost(metrics_of(demo.out, name)) if demo.variants else []

@@ -16,15 +16,10 @@ class StageError(RuntimeError):
     """A stage's command failed; the message ends with the end of its log."""
 
 
-def steps_in(metrics: Path) -> Callable[[], int]:
-    """A function that reads the last training step from verl's metrics file."""
-
-    def last_step() -> int:
-        lines = metrics.read_bytes().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith(b"\n")]
-        return json.loads(complete[-1])["step"] if complete else 0
-
-    return last_step
+def last_step(metrics: Path) -> int:
+    """The last training step in verl's metrics file, of whose last line perhaps half is written; 0 before the first."""
+    *complete, _torn = metrics.read_bytes().split(b"\n")
+    return json.loads(complete[-1])["step"] if complete else 0
 
 
 def execute(name: str, command: list[str], log: Path, environment: dict, done: Callable[[], int] | None) -> None:

@@ -157,14 +157,10 @@ class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
     def hidden_states(self, **inputs) -> torch.Tensor:
         return self.model(**inputs).last_hidden_state
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:  # the media are in the cache
-            for name in MEDIA_INPUTS:
-                inputs.pop(name, None)
-        return inputs
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration"):  # the media are in the cache
+            kwargs = {name: value for name, value in kwargs.items() if name not in MEDIA_INPUTS}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _get_logits_processor(self, generation_config, input_ids_seq_length=None, **kwargs) -> LogitsProcessorList:
         # The original generates from embeddings, so its repetition penalty sees the new tokens only.

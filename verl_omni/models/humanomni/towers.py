@@ -195,8 +195,7 @@ class HumanOmniTowers:
 
     def zero_video(self) -> torch.Tensor:
         """A zero that stands in for the features of no video."""
-        index = self.skip_video()
-        embedded = self.bert_model.embeddings(input_ids=index)
+        embedded = self.bert_model.embeddings(input_ids=self.skip_video())
         trained = (self.mm_projector, self.bert_model.encoder, self.bert_gate)
         return 0.0 * (embedded.sum() + sum(p.sum() for part in trained for p in part.parameters()))
 

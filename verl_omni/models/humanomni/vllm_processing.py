@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature
 from vllm.inputs import MultiModalDataDict
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
@@ -198,19 +198,12 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
         """Called by vLLM 0.32, which then calls the HF processor itself."""
         return self._hf_data(mm_items), hf_kwargs, {}
 
-    def _get_mm_fields_config(
-        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
-    ) -> Mapping[str, MultiModalFieldConfig]:
+    def _get_mm_fields_config(self, *args: object, **kwargs: object) -> Mapping[str, MultiModalFieldConfig]:
         of_videos = ("pixel_values", "bert_input_ids", "bert_attention_mask")
         kinds = dict.fromkeys(of_videos, "video") | {"input_features": "audio"}
         return {name: MultiModalFieldConfig.batched(kind) for name, kind in kinds.items()}
 
-    def _get_prompt_updates(
-        self,
-        mm_items: MultiModalDataItems,
-        hf_processor_mm_kwargs: Mapping[str, object],
-        out_mm_kwargs: MultiModalKwargsItems,
-    ) -> Sequence[PromptUpdate]:
+    def _get_prompt_updates(self, *args: object, **kwargs: object) -> Sequence[PromptUpdate]:
         return [
             PromptReplacement(modality=modality, target=[token], replacement=[token] * length)
             for modality, token, length in self.info.placeholders()

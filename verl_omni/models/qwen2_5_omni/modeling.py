@@ -149,10 +149,8 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         lengths, names = [], []
         if pixel_values_videos is not None:
             grids, sizes = video_grid_thw, video_grid_thw.prod(-1).tolist()
-            videos, lengths = (
-                pixel_values_videos.split(sizes),
-                [size // thinker.spatial_merge_size**2 for size in sizes],
-            )
+            videos = pixel_values_videos.split(sizes)
+            lengths = [size // thinker.spatial_merge_size**2 for size in sizes]
             names = list(zip(map(tuple, grids.tolist()), fingerprints(pixel_values_videos, sizes), strict=True))
 
         def see(some: list[int]) -> torch.Tensor:
