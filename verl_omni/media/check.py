@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av.logging
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from verl_omni.media.audio import SHORTEST_SECONDS, announced_seconds, check_length, no_sound, read_audio, sound_track
 from verl_omni.media.container import DamagedError, check_whole, open_container
@@ -59,9 +59,8 @@ def check_video(source: VideoSource, num_frames: int = 8, frame_format: FrameFor
         return frames
     if Path(source).suffix.lower() == ".gif":
         with Image.open(source) as gif:
-            for index in range(gif.n_frames):
-                gif.seek(index)
-                gif.load()
+            for frame in ImageSequence.Iterator(gif):
+                frame.load()
     else:
         with demuxer_errors_raised(source):
             _decode_all(source)

@@ -1,7 +1,6 @@
 """The one kind of error that reading media raises, and the boundary at which others become it."""
 
 import re
-import stat
 from collections.abc import Callable
 from functools import wraps
 from os import PathLike
@@ -37,13 +36,11 @@ class DamagedAudioError(NoAudioError):
 def existing(path: str | PathLike) -> Path:
     """Return ``path`` if a folder or a file with something in it is there, else ``MediaError`` (a pipe would hang)."""
     path = Path(path)
-    try:
-        found = path.stat()
-    except FileNotFoundError as error:
-        raise MediaError(f"{path}: no such file; correct the path in the rows or restore the file") from error
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+    if not path.exists():
+        raise MediaError(f"{path}: no such file; correct the path in the rows or restore the file")
+    if not (path.is_file() or path.is_dir()):
         raise MediaError(f"{path}: neither a file nor a folder, but a pipe, socket or device; {REPLACE}")
-    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty (0 bytes); {REPLACE}")
     return path
 

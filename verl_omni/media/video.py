@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from verl_omni.media.container import DamagedError, check_whole, open_container
 from verl_omni.media.errors import REPLACE, MediaError, existing, media_boundary
@@ -58,7 +58,9 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
         return _read_images(_images_of(path), num_frames, name=str(path))
     check_whole(path)
     if path.suffix.lower() == ".gif":
-        return _read_gif(path, num_frames)
+        with Image.open(path) as gif:
+            frames = ImageSequence.Iterator(gif)
+            return np.stack([np.asarray(frames[i].convert("RGB")) for i in frame_indices(gif.n_frames, num_frames)])
     return decode(path, num_frames)
 
 
@@ -84,15 +86,6 @@ def _read_images(images: list[Path], num_frames: int, name: str) -> np.ndarray:
 def _read_image(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _read_gif(path: Path, num_frames: int) -> np.ndarray:
-    frames = []
-    with Image.open(path) as gif:
-        for index in frame_indices(gif.n_frames, num_frames):
-            gif.seek(index)
-            frames.append(np.asarray(gif.convert("RGB")))
-    return np.stack(frames)
 
 
 def by_decord(path: Path, num_frames: int) -> np.ndarray:
