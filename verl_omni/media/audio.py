@@ -55,8 +55,14 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
             wave = resample_poly(wave, sampling_rate // divisor, rate // divisor).astype(np.float32)
     else:
         with open_container(path) as container:
-            announced = announced_seconds(sound_track(container, path))
-            frames, rate = decode_mono(container)
+            track = sound_track(container, path)
+            announced, rate = announced_seconds(track), track.rate
+            mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+            frames: list[np.ndarray] = []  # each float32 [samples]
+            for frame in container.decode(track):
+                if frame.is_corrupt:
+                    raise DamagedError("a frame is damaged")
+                frames += [part.to_ndarray()[0] for part in mono.resample(frame)]
         seconds = sum(map(len, frames)) / rate
         wave = resample(frames, rate, sampling_rate) if frames else np.zeros(0, np.float32)
     if seconds < SHORTEST_SECONDS:
@@ -94,18 +100,6 @@ def check_length(announced: float, seconds: float, what: str) -> None:
         raise DamagedError(f"{announced:.1f} s of {what} announced, {seconds:.1f} s found")
 
 
-def decode_mono(container: InputContainer) -> tuple[list[np.ndarray], int]:
-    """The audio track's frames, each float32 ``[samples]``, and its rate."""
-    stream = container.streams.best("audio")
-    mono = av.AudioResampler(format="fltp", layout="mono", rate=stream.rate)
-    parts = []
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise DamagedError("a frame is damaged")
-        parts += [part.to_ndarray()[0] for part in mono.resample(frame)]
-    return parts, stream.rate
-
-
 def resample(frames: list[np.ndarray], rate: int, sampling_rate: int) -> np.ndarray:
     """Resample as decord has FFmpeg do it, so that models trained on R1-Omni's data hear the same samples.
 
@@ -127,4 +121,4 @@ def resample(frames: list[np.ndarray], rate: int, sampling_rate: int) -> np.ndar
     taps = ceil(32 / min(sampling_rate * 0.97 / rate, 1))
     left = len(first) - len(start) * rate // sampling_rate + (taps - 1) // 2
     mirrored = first[::-1][: (min(left, taps) + 1) // 2]
-    return np.concatenate([start, feed(mirrored), *(feed(np.concatenate(others)) for _ in others[:1])])
+    return np.concatenate([start, feed(np.concatenate([mirrored, *others]))])
