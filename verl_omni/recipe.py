@@ -16,6 +16,16 @@ from verl_omni.recipe_source import RecipeError, resolve, shipped
 __all__ = ["CheckPaths", "CheckSettings", "RecipeError", "composed", "resolve", "run_start_checks", "shipped"]
 
 INPUTS = ("model.path", "actor_rollout_ref.model.path", "data.train_files", "data.val_files")
+# key -> value that cannot work with this model, and why.
+FSDP1 = ("fsdp", "FSDP1 flattens the frozen towers and the trained layers into one parameter; take fsdp2")
+REFUSED = {
+    "actor_rollout_ref.actor.strategy": FSDP1,
+    "engine.strategy": FSDP1,
+    "skip.rollout_tq.enable": (
+        True,
+        "the dumped rollouts refer to clips that are gone by then; VERL_OMNI_SHARING=0 in the environment dumps all",
+    ),
+}
 
 
 class CheckPaths(Callback):
@@ -44,18 +54,6 @@ def _paths(config: DictConfig, key: str) -> list[str]:
     if key.endswith("model.path"):
         paths = [path for path in paths if not (Path(HF_HUB_CACHE) / f"models--{path.replace('/', '--')}").is_dir()]
     return [os.path.expanduser(path) for path in paths if "://" not in path]
-
-
-# key -> value that cannot work with this model, and why.
-FSDP1 = ("fsdp", "FSDP1 flattens the frozen towers and the trained layers into one parameter; take fsdp2")
-REFUSED = {
-    "actor_rollout_ref.actor.strategy": FSDP1,
-    "engine.strategy": FSDP1,
-    "skip.rollout_tq.enable": (
-        True,
-        "the dumped rollouts refer to clips that are gone by then; VERL_OMNI_SHARING=0 in the environment dumps all",
-    ),
-}
 
 
 class CheckSettings(Callback):

@@ -27,6 +27,7 @@ MODALITIES = tuple(tag.strip("<>") for tag in MEDIA_KEYS.values())
 MEDIA_CHECKS, NO_AUDIO_POLICIES = ("full", "exists"), ("error", "video_only", "silence", "drop")
 SILENCE = Path(__file__).with_name("silence.flac")  # ten seconds, which is what the original hears
 LISTED = 20  # problems spelled out in an error; the rest is counted
+PROCESSES = 16  # that decode, at most; each takes 0.1 GB
 
 
 class RowsError(InputError):
@@ -174,9 +175,6 @@ def silent_sources(files: Iterable[str]) -> set[tuple]:
     return {source for source, error in errors.items() if isinstance(error, NoAudioError)}
 
 
-PROCESSES = 16  # at most; each takes 0.1 GB
-
-
 def _media_errors(
     sources: list[tuple], media_check: str, num_frames: int = 8, frame_format: FrameFormat = HUMANOMNI
 ) -> dict[tuple, MediaError]:
@@ -184,11 +182,12 @@ def _media_errors(
     full: dict[str, Callable] = {"videos": check_video, "audios": check_audio}
     settings = {"videos": ("video", num_frames, frame_format), "audios": ("audio", 16000)}
     decoded: list[tuple] = []
+    errors: dict[tuple, MediaError] = {}
     kept = store()
     # Of processes that start with one corpus, such as ranks, the first decodes it and the others find it in the store.
     turn = kept.alone(fingerprint(sources)) if kept and media_check == "full" else nullcontext()
 
-    def read(source: tuple) -> MediaError | None:
+    def read(source: tuple) -> None:
         key, file = source
 
         def decode() -> np.ndarray:
@@ -202,13 +201,11 @@ def _media_errors(
             else:
                 stored(file, settings[key], decode, checked=True)
         except MediaError as error:
-            return error
-        return None
+            errors[source] = error
 
     # A decoder that dies of a file takes no more than its own process with it.
     with turn, closing(Children()) as children, ThreadPoolExecutor(min(os.cpu_count() or 1, PROCESSES)) as pool:
-        results = list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
-    errors = {source: error for source, error in zip(sources, results, strict=True) if error is not None}
+        list(tqdm(pool.map(read, sources), total=len(sources), desc="checking media", unit="file"))
     if media_check == "full":
         unusable = f", {len(errors)} soundless or unusable" if errors else ""
         where = f"from {kept.folder}" if kept else "(no media cache)"

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,14 +43,9 @@ def _read_lines(path: Path) -> list:
     return rows
 
 
-def _read_csv(path: Path) -> list:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
 READERS: dict[str, Callable[[Path], list]] = {
     ".parquet": lambda path: pq.read_table(path).to_pylist(),
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".jsonl": _read_lines,
-    ".csv": _read_csv,
+    ".csv": lambda path: list(csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig")))),
 }

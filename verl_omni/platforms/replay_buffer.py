@@ -1,6 +1,6 @@
 """verl's replay buffer for steps that take seconds; named in a recipe as ``trainer.v1.sampler.custom_sampler``."""
 
-from typing import Any
+from functools import partialmethod
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
@@ -12,5 +12,4 @@ class OftenPolledReplayBuffer(ReplayBuffer):
     only (``_build_replay_buffer``); for these, set ``trainer.v1.sampler.custom_sampler.path=null``.
     """
 
-    def __init__(self, *args: Any, poll_interval: float = 0.2, **kwargs: Any):
-        super().__init__(*args, poll_interval=poll_interval, **kwargs)
+    __init__ = partialmethod(ReplayBuffer.__init__, poll_interval=0.2)
