@@ -6,13 +6,13 @@ their content, for as long as the prompt's rollouts are there. They are part of 
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from tensordict import NonTensorStack, TensorDict
 
 from verl_omni.adjustments.verl_groups_together import uid_of
@@ -39,7 +39,7 @@ def store_clips_once(utils: ModuleType) -> None:
         return
     tq, read = utils.tq, utils._async_meta_to_realdata
     put, get, clear = tq.async_kv_batch_put, tq.async_kv_batch_get, tq.kv_clear
-    puts: OrderedDict[str, asyncio.Task] = OrderedDict()
+    puts: LRUCache[str, asyncio.Task] = LRUCache(REMEMBERED)
 
     async def store(uid: str, inputs: dict[str, torch.Tensor]) -> dict[str, str]:
         key = f"{uid}_{content_of(inputs)}"
@@ -47,8 +47,6 @@ def store_clips_once(utils: ModuleType) -> None:
             row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
             sent = put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
             puts[key] = asyncio.ensure_future(sent)
-            if len(puts) > REMEMBERED:
-                puts.popitem(last=False)
         await puts[key]
         return {REFERENCE: key}
 

