@@ -7,7 +7,7 @@ their content, for as long as the prompt's rollouts are there. They are part of 
 import asyncio
 import hashlib
 from collections.abc import Iterable
-from functools import wraps
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -65,21 +65,16 @@ def store_clips_once(utils: ModuleType) -> None:
 
     async def read_with_clips(meta: Any) -> TensorDict:
         batch = await read(meta)
-        if FIELD in batch.keys():  # noqa: SIM118
-            rows = batch.get(FIELD).tolist()
-            if any(inputs and REFERENCE in inputs for inputs in rows):
-                batch[FIELD] = NonTensorStack(*[await resolve(inputs) for inputs in rows])
+        rows = batch.get(FIELD).tolist() if FIELD in batch.keys() else []  # noqa: SIM118
+        references = {row: inputs[REFERENCE] for row, inputs in enumerate(rows) if inputs and REFERENCE in inputs}
+        for row, key in references.items():
+            rows[row] = FETCHED.find(key)
+            if rows[row] is None:
+                clip = await get(keys=[key], partition_id=PARTITION)
+                rows[row] = FETCHED.get(key, partial(ClipInputs, clip.get(FIELD).tolist()[0]))
+        if references:
+            batch[FIELD] = NonTensorStack(*rows)
         return batch
-
-    async def resolve(inputs: dict[str, Any] | None) -> dict[str, torch.Tensor] | None:
-        if not inputs or REFERENCE not in inputs:
-            return inputs
-        key = inputs[REFERENCE]
-        clip = FETCHED.find(key)
-        if clip is None:
-            row = await get(keys=[key], partition_id=PARTITION)
-            clip = FETCHED.get(key, lambda: ClipInputs(row.get(FIELD).tolist()[0]))
-        return clip
 
     @wraps(clear)
     def clear_with_clips(keys: list[str] | str, partition_id: str) -> None:

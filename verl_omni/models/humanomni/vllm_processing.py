@@ -117,23 +117,19 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
     def _style(self, prompt: str | list[int], mm_kwargs: Mapping[str, Any]) -> list[int]:
         """Ids of the prompt in the wanted style; ids that are expanded came from the HF processor and have theirs."""
         tokenizer, video = self.info.get_tokenizer(), self.info.get_hf_config().video_token_id
-        style = self.info.ctx.get_merged_mm_kwargs(mm_kwargs).get("prompt_style")
-        if isinstance(prompt, str):
-            text = self.info.get_hf_processor().style_prompt(prompt, style)
-        elif (video, video) in pairwise(prompt):
+        if not isinstance(prompt, str) and (video, video) in pairwise(prompt):
             return prompt
-        else:
-            plain = tokenizer.decode(prompt, skip_special_tokens=False)
-            text = self.info.get_hf_processor().style_prompt(plain, style)
-            if text == plain:
-                return prompt
+        plain = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
+        style = self.info.ctx.get_merged_mm_kwargs(mm_kwargs).get("prompt_style")
+        text = self.info.get_hf_processor().style_prompt(plain, style)
+        if text == plain and not isinstance(prompt, str):
+            return prompt
         return tokenizer.encode(text, add_special_tokens=False)
 
     def _collapse(self, prompt: list[int], mm_items: MultiModalDataItems) -> list[int]:
         """Leave one placeholder of each expanded run, and check that there is one for each item."""
         lengths = {token: (modality, length) for modality, token, length in self.info.placeholders()}
         collapsed: list[int] = []
-        found = {"video": 0, "audio": 0}
         for token, group in groupby(prompt):
             run = len(list(group))
             if token in lengths:
@@ -143,11 +139,10 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
                         f"The prompt has {run} {modality} placeholders (id {token}) in a row; "
                         f"expected 1, or {expanded} if the ids are expanded already."
                     )
-                found[modality] += 1
                 run = 1
             collapsed += [token] * run
-        for modality, count in found.items():
-            items = mm_items.get_count(modality, strict=False)
+        for token, (modality, _) in lengths.items():
+            count, items = collapsed.count(token), mm_items.get_count(modality, strict=False)
             if count != items:
                 raise ValueError(
                     f"The prompt has placeholders for {count} {modality} items, but {items} were passed. "
@@ -174,7 +169,7 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
             inputs.mm_uuid_items["video"] = names
 
     def _hf_data(self, mm_items: MultiModalDataItems) -> dict[str, Any]:
-        """The HF processor's arguments for these items; none if every item's processed form is cached."""
+        """The HF processor's arguments for these items: none if every item's processed form is cached."""
         data: dict[str, Any] = {}
         if videos := mm_items["video"].get_all() if "video" in mm_items else []:
             data["videos"] = [frames for frames, _ in videos]
@@ -187,10 +182,8 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], *args: Any, **kwargs: Any
     ) -> BatchFeature:
         """Called by vLLM 0.24 and 0.28."""
-        data = self._hf_data(mm_items)
-        if not data:
-            return BatchFeature()
-        return self.info.ctx.call_hf_processor(self.info.get_hf_processor(), data, hf_processor_mm_kwargs)
+        processor, data = self.info.get_hf_processor(), self._hf_data(mm_items)
+        return self.info.ctx.call_hf_processor(processor, data, hf_processor_mm_kwargs)
 
     def _get_hf_mm_inputs(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
