@@ -75,4 +75,7 @@ class HumanOmniQwen2ForCausalLM(HumanOmniTowers, nn.Module, SupportsMultiModal):
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        if self.language_model.config.tie_word_embeddings:
+            # It may come in another bucket than the embeddings, which vLLM 0.32 refuses; these are the ones to load.
+            weights = ((name, tensor) for name, tensor in weights if name != "lm_head.weight")
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
