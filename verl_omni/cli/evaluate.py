@@ -15,11 +15,10 @@ from verl_omni.checkpoints import model_directory
 from verl_omni.cli.tables import make_table, show
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.data.files import read_rows
-from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VIDEO_BLANKED
+from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VIDEO_BLANKED, Answer
 from verl_omni.prompts import QUESTIONS
 
 if TYPE_CHECKING:
-    from verl_omni.evaluation.results import Answer
     from verl_omni.evaluation.scoring import Score  # scikit-learn is loaded when the scores are made
 
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_bytes())
@@ -110,7 +109,7 @@ def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
             )
 
 
-def scores_table(scores: "list[Score]", answers: "list[Answer]") -> Table:
+def scores_table(scores: "list[Score]", answers: list[Answer]) -> Table:
     """Scores by corpus and variant."""
     from verl_omni.evaluation.scoring import changed_share
 

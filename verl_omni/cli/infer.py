@@ -14,6 +14,7 @@ from verl_omni.media.container import open_container
 from verl_omni.media.errors import existing, media_boundary
 from verl_omni.media.store import decode_frames
 from verl_omni.prompts import QUESTION, instruction
+from verl_omni.rewards import extract_answer, extract_explanation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,6 @@ def run(args: argparse.Namespace) -> int:
     args.model = model_directory(args.model)
     senses = senses_of(args.clip)
     completion = infer(args, senses)
-    from verl_omni.rewards import extract_answer, extract_explanation
-
     if senses != ["video", "audio"]:
         print(f"note: {args.clip} has {'picture' if senses == ['video'] else 'sound'} only", file=sys.stderr)
     print(f"think:  {extract_explanation(completion) or '(none)'}")

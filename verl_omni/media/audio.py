@@ -51,8 +51,7 @@ def read_audio(source: str | os.PathLike, sampling_rate: int = 16000) -> np.ndar
         if rate != sampling_rate and len(wave):
             from scipy.signal import resample_poly  # four fifths of what a decoding child's start takes
 
-            divisor = np.gcd(rate, sampling_rate)
-            wave = resample_poly(wave, sampling_rate // divisor, rate // divisor).astype(np.float32)
+            wave = resample_poly(wave, sampling_rate, rate).astype(np.float32)
     else:
         with open_container(path) as container:
             track = sound_track(container, path)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from verl_omni.media.container import DamagedError, check_whole, open_container
-from verl_omni.media.errors import REPLACE, MediaError, existing, media_boundary
+from verl_omni.media.errors import REPLACE, MediaError, existing, media_boundary, named
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,13 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
         MediaError: the file is missing, empty, or does not decode; the folder holds no images; sizes differ.
     """
     if not isinstance(source, str | os.PathLike):
-        return _read_images([existing(image) for image in source], num_frames, name=f"{len(source)} images")
+        return _read_images(source, [existing(image) for image in source], num_frames)
     path = existing(source)
     if path.is_dir():
-        return _read_images(_images_of(path), num_frames, name=str(path))
+        images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        if images != sorted(images, key=lambda image: [part.zfill(20) for part in re.split(r"(\d+)", image.name)]):
+            logger.warning("%s: frames are read in the order of their names, not numbers; pad numbers with zeros", path)
+        return _read_images(path, images, num_frames)
     check_whole(path)
     if path.suffix.lower() == ".gif":
         with Image.open(path) as gif:
@@ -64,16 +67,9 @@ def read_video(source: VideoSource, num_frames: int = 8) -> np.ndarray:
     return decode(path, num_frames)
 
 
-def _images_of(folder: Path) -> list[Path]:
-    images = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-    if images != sorted(images, key=lambda image: [part.zfill(20) for part in re.split(r"(\d+)", image.name)]):
-        logger.warning("%s: frames are read in the order of their names, not numbers; pad numbers with zeros", folder)
-    return images
-
-
-def _read_images(images: list[Path], num_frames: int, name: str) -> np.ndarray:
+def _read_images(source: VideoSource, images: list[Path], num_frames: int) -> np.ndarray:
     if not images:
-        raise MediaError(f"{name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) there; {REPLACE}")
+        raise MediaError(f"{named(source)}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) there; {REPLACE}")
     chosen = [images[index] for index in frame_indices(len(images), num_frames)]
     frames = [_read_image(existing(image)) for image in chosen]
     for image, frame in zip(chosen, frames, strict=True):
