@@ -30,15 +30,13 @@ def read(root: Path, fold: int = 1) -> Listing:
     for split in ("train", "test"):
         path = require(set_folder / f"{split}.txt", "MAFW's split file with lines `00025.mp4 happiness`")
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            words = line.split()
-            if not words:
+            if not line.strip():
                 continue
-            if len(words) != 2:
-                raise CorpusError(f"{path}, line {number}: {line!r} found, `00025.mp4 happiness` expected")
-            name, label = words
             try:
-                label = normalize(label, "mafw")
-            except ValueError as error:
-                raise CorpusError(f"{path}, line {number}: {error}") from error
+                name, word = line.split()
+                label = normalize(word, "mafw")
+            except ValueError as error:  # not two words, or no label
+                expected = f"{line!r} found, `00025.mp4 happiness` expected"
+                raise CorpusError(f"{path}, line {number}: {expected} ({error})") from error
             clips.append(Clip(Path(name).stem, clip_folder / name, label, split))
     return Listing("mafw", clips, dict(zip(("train", "test"), PUBLISHED[fold], strict=True)), fold)

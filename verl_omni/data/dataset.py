@@ -16,7 +16,6 @@ from omegaconf import DictConfig, open_dict
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
-from verl.utils.py_functional import convert_nested_value_to_list_recursive
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 
 from verl_omni.data.check import MODALITIES, RowsError, check_media, keep_modalities, load_rows
@@ -123,7 +122,6 @@ class OmniSFTDataset(MultiTurnSFTDataset):
     Rows are as for ``OmniRLHFDataset``, with ``messages`` that end in an answer in place of ``prompt`` and label.
     """
 
-    audio_key = "audios"
     template_checked = False
     apply_chat_template_kwargs: dict[str, Any]  # verl's, whose type mypy cannot tell
 
@@ -154,8 +152,7 @@ class OmniSFTDataset(MultiTurnSFTDataset):
 
     def _build_messages(self, example: dict[str, Any]) -> list[dict]:
         """Return the messages with frames and waves in place of ``<video>`` and ``<audio>``."""
-        turns = convert_nested_value_to_list_recursive(example[self.messages_key])
-        messages = conversation(turns, example.get("videos"), example.get("audios"))
+        messages = conversation(example[self.messages_key], example.get("videos"), example.get("audios"))
         for item in content_items(messages):
             if item["type"] == "video":
                 item["video"] = read_frames(item["video"], self.config.num_frames, frame_format_of(self.config))
