@@ -1,10 +1,8 @@
 """Chats with media for processors of all families."""
 
 from itertools import chain
+from os import PathLike
 from typing import Any
-
-import numpy as np
-import torch
 
 from verl_omni.media import read_audio, read_video
 
@@ -37,9 +35,7 @@ class ChatMedia:
     def load(self, item: dict, kind: str) -> Any:
         """Frames or wave of a chat's media item; arrays and PIL images pass as they are."""
         source = item["path"] if "path" in item else item[kind]
-        if isinstance(source, np.ndarray | torch.Tensor) or (
-            isinstance(source, list) and not isinstance(source[0], str)
-        ):
+        if not isinstance(source[0] if isinstance(source, list) else source, str | PathLike):
             return source
         if kind == "video":
             return read_video(source, self.num_frames)

@@ -151,8 +151,7 @@ class HumanOmniQwen2ForCausalLM(SharedForward, Qwen2ForCausalLM):
     def media_of(self, input_ids: torch.Tensor, **media: torch.Tensor | None) -> Iterator[Media]:
         return self.model.media_of(input_ids, **media)
 
-    def forward_plain(self, **inputs) -> CausalLMOutputWithPast:
-        return super().forward(**inputs)
+    forward_plain = Qwen2ForCausalLM.forward  # `model` takes the media
 
     def hidden_states(self, **inputs) -> torch.Tensor:
         return self.model(**inputs).last_hidden_state

@@ -23,7 +23,6 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
-from .configuration import HumanOmniConfig
 from .processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor, question_of
 
 
@@ -50,9 +49,6 @@ class HumanOmniDataParser(MultiModalDataParser):
 
 
 class HumanOmniProcessingInfo(BaseProcessingInfo):
-    def get_hf_config(self) -> HumanOmniConfig:
-        return self.ctx.get_hf_config(HumanOmniConfig)
-
     def get_hf_processor(self, **kwargs: object) -> HumanOmniProcessor:
         # A request's arguments go to the processor's call, never to its constructor: one processor serves all requests.
         return self.ctx.get_hf_processor(HumanOmniProcessor)
