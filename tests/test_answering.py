@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import cut_sound, soundless_clips
 from omegaconf import OmegaConf
+from originals import cut_sound, soundless_clips
 from taught_model import Taught
 from transformers import AutoModelForCausalLM, AutoProcessor, RepetitionPenaltyLogitsProcessor
 

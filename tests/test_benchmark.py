@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import CASES
+from originals import CASES
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("verl")
@@ -38,6 +38,7 @@ def test_the_originals_way_gives_the_same_pixels_and_mel(processor):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_host_memory_stays_flat_once_the_cache_is_full(processor, tmp_path, monkeypatch):
     for kept in ("DECODED", "PROCESSED"):
         monkeypatch.setattr(cache, kept, cache.ContentCache(max_bytes=8 * 2**20))

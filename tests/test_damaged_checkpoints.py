@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HUMANOMNI, TOWERS
+from originals import HUMANOMNI, TOWERS
 from safetensors.torch import load_file, save_file
 
 import verl_omni.models  # noqa: F401

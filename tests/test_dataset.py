@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SILENCE, soundless_clips
 from omegaconf import OmegaConf
+from originals import SILENCE, soundless_clips
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from verl.trainer.ppo.utils import create_rl_dataset

@@ -28,6 +28,7 @@ from verl_omni.rewards import compute_score
 from verl_omni.study.demo import FAMILIES, Demo, cost, metrics_of
 
 SIZES = {"n_train": 16, "n_test": 8, "n_sft": 8}
+SMALL = {"n_train": 4, "n_test": 4, "n_sft": 4}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,9 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
 def test_the_documents_commands_make_corpus_and_model(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("verl_omni.corpora.demo.build_demo", partial(build_demo, **SIZES))  # a small one
+    monkeypatch.setattr("verl_omni.corpora.demo.build_demo", partial(build_demo, **SMALL))
     assert main(command[3:]) == 0
-    assert len(read_rows("outputs/demo/data/train.parquet")) == SIZES["n_train"]
+    assert len(read_rows("outputs/demo/data/train.parquet")) == SMALL["n_train"]
     assert AutoConfig.from_pretrained(command[-1]).model_type == "HumanOmni_qwen2"
 
 
@@ -70,7 +71,7 @@ def test_same_seed_same_bytes_other_seed_other_clips(files, tmp_path):
         return [open(path, "rb").read() for path in clips(built)]
 
     assert contents(build_demo(tmp_path / "again", seed=0, **SIZES)) == contents(files)
-    assert not set(contents(build_demo(tmp_path / "other", seed=1, **SIZES))) & set(contents(files))
+    assert not set(contents(build_demo(tmp_path / "other", seed=1, **SMALL))) & set(contents(files))
     assert len(set(contents(files))) == sum(SIZES.values()), "no clip of one split is in another"
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import started
+from originals import started
 
 from verl_omni.metrics import eea, epc, fcr
 from verl_omni.models.humanomni.tiny import train_bert_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import HARDWARE
+from originals import HARDWARE
 from test_vllm import CASES, Engine, environment, update_weights  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow

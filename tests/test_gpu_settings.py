@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import HARDWARE, Golden
+from originals import HARDWARE, Golden
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
@@ -131,10 +131,16 @@ class CudaAutocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the parameters: SFT's, and FSDP2's in a step
-def test_autocast_as_on_cuda_trains_all_that_float32_trains(converted, dtype):
+@pytest.fixture(scope="module")
+def in_float32(converted) -> tuple[dict, torch.Tensor, dict[str, torch.Tensor]]:
+    """A batch, its logits and gradients."""
     batch = packed(AutoProcessor.from_pretrained(converted))
-    exact, expected = trained(AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32), batch)
+    return batch, *trained(AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32), batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the parameters: SFT's, and FSDP2's in a step
+def test_autocast_as_on_cuda_trains_all_that_float32_trains(converted, in_float32, dtype):
+    batch, exact, expected = in_float32
     TOWER_OUTPUTS.clear()
     model = AutoModelForCausalLM.from_pretrained(converted, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16), CudaAutocast():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import HUMANOMNI, PATHS, Golden, expand
+from originals import HUMANOMNI, PATHS, Golden, expand
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, cut_sound
+from originals import GOLDEN, cut_sound
 
 from verl_omni.__main__ import main
 from verl_omni.corpora import crema_d, emer, mafw, meld, original, ravdess

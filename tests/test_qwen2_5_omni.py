@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from originals import GOLDEN
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from originals import GOLDEN
 
 from verl_omni.media import read_audio, read_video
 from verl_omni.models.families import load

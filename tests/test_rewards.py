@@ -37,19 +37,19 @@ def test_a_megabyte_of_anything_is_scored_in_linear_time(unit):
     wrapped = f"<think>{text[: len(text) // 2]}</think><answer>{text[len(text) // 2 :]}</answer>"
     for completion in (text, f"<think>{text}</answer>", wrapped):
         for name in TERMS:
-            assert fastest(TERMS[name], completion, "happy") < 0.25, name
-        assert fastest(lambda text: consistency(extract_explanation(text), "happy"), completion) < 0.25
+            assert is_fast(TERMS[name], completion, "happy"), name
+        assert is_fast(lambda text: consistency(extract_explanation(text), "happy"), completion)
 
 
-def fastest(function, *args):
-    """CPU seconds of the fastest of six calls: other work on the machine does not count."""
+def is_fast(function, *args):
+    """Whether one of six calls takes less than 0.25 CPU seconds: other work on the machine does not count."""
 
     def timed():
         start = time.process_time()
         function(*args)
         return time.process_time() - start
 
-    return min(timed() for _ in range(6))
+    return any(timed() < 0.25 for _ in range(6))
 
 
 def test_the_only_difference_is_what_math_verify_finds_in_digits_and_latex():

@@ -5,7 +5,7 @@ from itertools import pairwise
 import peft
 import pytest
 import torch
-from conftest import CASES, HARDWARE
+from originals import CASES, HARDWARE
 from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CASES
+from originals import CASES
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import verl_omni.models  # noqa: F401

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CASES
 from omegaconf import OmegaConf
+from originals import CASES
 from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
@@ -209,6 +209,7 @@ def test_a_clip_that_is_damaged_between_the_frames_is_named_by_each_check(tmp_pa
         assert "bad.mp4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_that_start_with_one_corpus_decode_it_once(tmp_path, folder):
     rows = rows_file(tmp_path / "rows.json", *WHOLE)
     command = [sys.executable, "-m", "verl_omni", "check", rows]
@@ -217,6 +218,7 @@ def test_processes_that_start_with_one_corpus_decode_it_once(tmp_path, folder):
     assert said == ["0 decoded, 8", "8 decoded, 0"] and [check.returncode for check in checks] == [0, 0]
 
 
+@pytest.mark.slow
 def test_processes_fill_one_folder_without_a_lock(folder):
     program = (
         "import sys; from verl_omni.media.store import *\n"

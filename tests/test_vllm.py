@@ -14,9 +14,9 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from conftest import CASES as GOLDEN_CASES
-from conftest import Golden, frames_of, sound, started
 from documents import documented
+from originals import CASES as GOLDEN_CASES
+from originals import Golden, frames_of, sound, started
 
 from benchmarks.faults import claim_a_billion_frames
 from verl_omni.media import read_audio, read_video

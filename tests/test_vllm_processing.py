@@ -15,10 +15,6 @@ from verl_omni.media import read_audio, read_video
 from verl_omni.media.resize import FrameFormat
 
 pytest.importorskip("vllm")
-from vllm.config import ModelConfig
-from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
-
 from verl_omni import plugin  # before vLLM: on a CPU it answers for the distribution `vllm`
 from verl_omni.adjustments.vllm_placeholders_without_media import reject_placeholders_without_media
 from verl_omni.models import HumanOmniProcessor
@@ -40,6 +36,9 @@ def hf(directory):
 
 @pytest.fixture(scope="module")
 def vllm(directory):
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
     plugin.register_vllm()
     config = ModelConfig(str(directory), dtype="float32", limit_mm_per_prompt={"video": 2, "audio": 2})
     return MULTIMODAL_REGISTRY.create_processor(config)
@@ -186,6 +185,8 @@ def test_frames_the_model_does_not_take_are_errors(hf, vllm, frames):
 
 @pytest.mark.parametrize("clip", ["landscape.mp4", "clip.gif", "speech1.wav"])
 def test_a_server_reads_files_and_data_as_the_datasets_do(clip):
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
     import verl_omni.models.vllm_media  # noqa: F401
 
     format_ = {"size": (112, 112), "multiple": 28}
