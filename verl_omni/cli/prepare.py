@@ -81,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
     (args.out / "silent.txt").write_text("".join(sorted(f"{file}\n" for _, file in silent)), encoding="utf-8")
     if silent:
         print(f"{len(silent)} clips have no whole sound, rows: {args.no_audio}; listed in {args.out / 'silent.txt'}")
-    for path, rows in write_splits(listing, args.out, args.vocabulary, silent, args.no_audio).items():
-        print(f"{path}: {rows} rows")
+    write_splits(listing, args.out, args.vocabulary, silent, args.no_audio)
     if args.original_json:
         for split in listing.splits():
             present = listing.present(split)
@@ -135,11 +134,8 @@ def counts_table(listing: Listing) -> Table:
     return make_table(columns, map(row, listing.splits()), left=("split", "classes"), title=title)
 
 
-def write_splits(
-    listing: Listing, out: Path, vocabulary: str | None, silent: set[tuple], no_audio: str
-) -> dict[Path, int]:
-    """Write the rows of every clip on disk; returns the number of rows by file."""
-    written = {}
+def write_splits(listing: Listing, out: Path, vocabulary: str | None, silent: set[tuple], no_audio: str) -> None:
+    """Write the rows of every clip on disk, and say how many each file has."""
     stated = vocabulary or ("as found" if listing.data_source not in LABELS else "authors")
     about = {"vocabulary": stated} | ({"fold": listing.fold} if listing.fold else {})
     kinds = (("", rl_row, "prompt"), ("_sft", sft_row, "messages"))
@@ -151,5 +147,4 @@ def write_splits(
             rows = [Row(data, str(path), index, key) for index, data in enumerate(made)]
             settle_silent(rows, silent, no_audio)
             write_rows([row.data for row in rows], path)
-            written[path] = len(rows)
-    return written
+            print(f"{path}: {len(rows)} rows")
