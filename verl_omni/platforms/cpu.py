@@ -49,12 +49,8 @@ def device_module() -> ModuleType:
     process = psutil.Process()
     module: Any = ModuleType("verl_omni.platforms.cpu.device")
     module.__dict__.update({name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")})
-
-    def mem_get_info(device: object = None) -> tuple[int, int]:
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
-
-    module.mem_get_info, module.get_device_name = mem_get_info, always("cpu")
+    module.mem_get_info = lambda device=None: (psutil.virtual_memory().available, psutil.virtual_memory().total)
+    module.get_device_name = always("cpu")
     module.memory_allocated = module.memory_reserved = lambda device=None: process.memory_info().rss
     module.max_memory_allocated = module.max_memory_reserved = lambda device=None: (
         getrusage(RUSAGE_SELF).ru_maxrss * 1024
