@@ -61,7 +61,7 @@ class ContentCache:
 DECODED = ContentCache(max_bytes=512 * 2**20)
 PROCESSED = ContentCache(max_bytes=512 * 2**20)
 
-_keys: dict[int, tuple[weakref.ref, Hashable]] = {}  # id of an array -> the array, what it was decoded from
+_keys: dict[int, Hashable] = {}  # id of an array that lives -> what it was decoded from
 
 
 def read_video_once(source: VideoSource, num_frames: int, frame_format: FrameFormat | None = None) -> np.ndarray:
@@ -78,10 +78,8 @@ def read_audio_once(source: str | os.PathLike, sampling_rate: int = 16000) -> np
 
 def processed_once(media: Any, settings: Hashable, compute: Callable[[], Value]) -> Value:
     """``compute()``, which depends on ``media`` and ``settings`` alone; once if this module decoded ``media``."""
-    reference, key = _keys.get(id(media), (None, None))
-    if reference is None or reference() is not media or not enabled():
-        return compute()
-    return PROCESSED.get((key, settings), compute)
+    key = _keys.get(id(media))
+    return PROCESSED.get((key, settings), compute) if key and enabled() else compute()
 
 
 def _once(settings: tuple, source: VideoSource, read: Callable[[], np.ndarray]) -> np.ndarray:
@@ -92,8 +90,8 @@ def _once(settings: tuple, source: VideoSource, read: Callable[[], np.ndarray]) 
     def decode() -> np.ndarray:
         array = read()
         array.setflags(write=False)
-        identity = id(array)
-        _keys[identity] = (weakref.ref(array, lambda _: _keys.pop(identity, None)), key)
+        _keys[id(array)] = key
+        weakref.finalize(array, _keys.pop, id(array))
         return array
 
     return DECODED.get(key, decode)
