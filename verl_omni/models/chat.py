@@ -26,10 +26,8 @@ class ChatMedia:
             return text
         messages = chain.from_iterable(conversation) if isinstance(text, list) else conversation
         items = [item for turn in messages if not isinstance(turn["content"], str) for item in turn["content"]]
-        videos, audio = (
-            [self.load(item, kind) for item in items if item["type"] == kind] for kind in ("video", "audio")
-        )
-        inputs = self(text=text, videos=videos or None, audio=audio or None, **options)
+        media = {kind: [self.load(item, kind) for item in items if item["type"] == kind] for kind in ("video", "audio")}
+        inputs = self(text=text, videos=media["video"] or None, audio=media["audio"] or None, **options)
         return inputs if return_dict else inputs["input_ids"]
 
     def load(self, item: dict, kind: str) -> Any:

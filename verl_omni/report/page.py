@@ -15,9 +15,7 @@ from verl_omni.evaluation.scoring import consistency, explanation, grouped, pred
 from verl_omni.report import clips, curves
 
 # arXiv 2503.05379, table 2: model -> corpus -> (WAR, UAR) in %.
-PUBLISHED: dict[str, dict[str, tuple[float, float]]] = json.loads(
-    Path(__file__).with_name("published.json").read_text(encoding="utf-8")
-)
+PUBLISHED: dict[str, dict[str, list[float]]] = json.loads(Path(__file__).with_name("published.json").read_bytes())
 TITLES = {"demo": "Demo corpus", "crema_d": "CREMA-D"}
 TITLES |= {name: name.upper() for name in ("dfew", "mafw", "ravdess", "emer", "meld")}
 SENSES = {VIDEO_BLANKED: "picture", AUDIO_MUTED: "sound"}
