@@ -16,8 +16,8 @@ def use_gloo_once(distributed: ModuleType) -> None:
         return
 
     @replaces(distributed, "initialize_global_process_group_ray")
-    def initialize_ray(initialize, timeout_second: int | None = None, backend: str = "") -> None:
-        initialize(timeout_second, "cpu:gloo")
+    def initialize_ray(initialize, timeout_second: int | None = None, backend: str = "cpu:gloo") -> None:
+        initialize(timeout_second, backend)
 
     @replaces(distributed, "initialize_global_process_group")
     def initialize_global_process_group(_, timeout_second: int = 36000) -> tuple[int, int, int]:

@@ -41,7 +41,8 @@ class SharedForward:
             inputs: ``input_ids [B, L]``, padded (with ``attention_mask``) or packed into ``[1, total]`` (no mask,
                 ``position_ids`` that restart), and these two.
             media: the family's, by their names.
-            temperature: return ``log_probs`` and ``entropy`` in place of logits (verl's ``use_fused_kernels``).
+            temperature: return ``log_probs`` and ``entropy``, ``[B, L]`` each, in place of logits (verl's
+                ``use_fused_kernels``).
             shift_labels: ``[B, L]`` next tokens of which; default ``input_ids``, shifted.
             **kwargs: the plain forward's. With ``use_cache=False`` and ``position_ids``, as verl calls it, prompts that
                 sequences share are computed once; what then stands at padding, which nobody reads, is not the plain
@@ -72,7 +73,7 @@ class SharedForward:
         from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
         kwargs.pop("return_dict", None)
-        hidden = self.hidden_states(**inputs, **media, **kwargs).flatten(0, 1)
+        hidden = self.hidden_states(**inputs, **media, **kwargs).flatten(0, 1)  # [B * L, H]
         labels = input_ids.roll(-1, -1) if shift_labels is None else shift_labels
         read, source = where_read(rows, leaders, common, ends, input_ids.numel())
         fused, head = FusedLinearForPPO(chunk_size=TOKENS_AT_ONCE), self.get_output_embeddings().weight
