@@ -475,7 +475,7 @@ class Answer(Future):
 @probe("verl-dead-receiver.diff")
 def update_of_a_server(model: str, ours: bool = True) -> list[object]:
     """What a server gets of two weights; how an update ends whose server dies before the first, and what is left."""
-    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
     from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
     def update(receive: Callable[[str], list[str]]) -> object:
@@ -507,7 +507,7 @@ def update_of_a_server(model: str, ours: bool = True) -> list[object]:
 
     def receive(handle: str) -> list[str]:
         names: list[str] = []
-        receiver = BucketedWeightReceiver(zmq_handle=handle, device=torch.device("cpu"), use_shm=True)
+        receiver = bucketed_weight_transfer.BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
         receiver.receive_weights(on_bucket_received=lambda weights, *_, **__: names.extend(name for name, _ in weights))
         return names
 
@@ -517,16 +517,19 @@ def update_of_a_server(model: str, ours: bool = True) -> list[object]:
     context = zmq.Context.instance()
     context.sndtimeo = context.rcvtimeo = 4000  # ms, in place of ever
 
-    def buffers() -> int:
-        return len(list(Path("/dev/shm").glob("verl_weights_*")))
+    create, buffers = bucketed_weight_transfer.create_shared_memory, []
 
-    with marked(ours):
-        before, got = buffers(), update(receive)
+    def create_noted(size: int, name: str) -> object:
+        buffers.append(Path("/dev/shm", name))
+        return create(size, name)
+
+    with marked(ours), replaced.object(bucketed_weight_transfer, "create_shared_memory", create_noted):
+        got = update(receive)
         try:
             update(die)
         except (RuntimeError, zmq.Again) as error:
             ended = "waits for ever" if isinstance(error, zmq.Again) else str(error)
-        return [got, ended, buffers() - before]
+        return [got, ended, sum(buffer.exists() for buffer in buffers)]
 
 
 @probe("vllm-nameless-queues.diff")
