@@ -96,8 +96,8 @@ def assert_equal(shared, plain):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert shared[1].keys() == plain[1].keys()
     for name, gradient in shared[1].items():
-        torch.testing.assert_close(
-            gradient, plain[1][name], atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        torch.testing.assert_close(  # an embedding's is a sum over tokens: its last digits are the instruction set's
+            gradient, plain[1][name], atol=1e-5, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 
