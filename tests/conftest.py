@@ -1,6 +1,7 @@
 """The tests' order and fixtures. It imports little: xdist's first process reads it before it starts the others."""
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 os.environ.setdefault("VERL_OMNI_MEDIA_CACHE", "0")  # tests that are not about it decode, and leave nothing at home
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not initialise the driver
+gc.disable()  # until the tests are collected: what they import is millions of objects that stay
 # With xdist a file's tests run in one process, which has its fixtures, and so do the files of a line here: one training
 # by GRPO (10 GB) and one engine of vLLM are alive at once, for which 24 GB suffice.
 ONE_AT_A_TIME = (
@@ -23,6 +25,11 @@ def group_of(file: str) -> tuple[int, str]:
     """What runs in one process, the longest first."""
     order = next((place for place, files in enumerate(ONE_AT_A_TIME) if file in files), len(ONE_AT_A_TIME))
     return order, "" if order < len(ONE_AT_A_TIME) else file
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
