@@ -51,9 +51,10 @@ class Attempt:
 
     @property
     def right(self) -> bool:
-        """Went on after the checkpoint that it found, ended by itself, and left nothing behind."""
-        resumed = self.first_step in (None, self.resumed_from + 1)
-        return resumed and self.last_checkpoint >= self.resumed_from and self.ended != "hung" and not self.left_behind
+        """Was met by its kill, went on after the checkpoint that it found, ended by itself, and left nothing behind."""
+        resumed = self.first_step in (None, self.resumed_from + 1) and self.last_checkpoint >= self.resumed_from
+        ended = self.ended != "hung" and self.ended.startswith("status 0") == (self.victim == "-")
+        return resumed and ended and not self.left_behind
 
 
 @dataclass(frozen=True)
