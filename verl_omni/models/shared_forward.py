@@ -97,7 +97,7 @@ class SharedForward:
 
 
 def where_read(
-    rows: torch.Tensor, leaders: list[int], common: list[int], media_ends: list[int], tokens: int
+    rows: torch.Tensor, leaders: torch.Tensor, common: torch.Tensor, media_ends: list[int], tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where in the flattened batch log-probabilities are taken ``[T]``, and whose each of its ``tokens`` has ``[N]``.
 
@@ -106,9 +106,10 @@ def where_read(
         media_ends: of each sequence, how many tokens go to the end of its media.
     """
     rank, valid = torch.arange(rows.shape[1], device=rows.device), rows >= 0
-    leads = [leader == row for row, leader in enumerate(leaders)]
-    leads, common, ends = (torch.tensor(each, device=rows.device)[:, None] for each in (leads, common, media_ends))
-    own = leads | (rank >= common - 1)  # a group's last common token has a next one of each sequence's own
+    leads = leaders == torch.arange(len(rows), device=rows.device)
+    ends = torch.tensor(media_ends, device=rows.device)
+    # A group's last common token has a next one of each sequence's own.
+    own = leads[:, None] | (rank >= common[:, None] - 1)
     source = torch.arange(tokens, device=rows.device)
     source[rows[valid]] = torch.where(own, rows, rows[leaders])[valid]
-    return rows[valid & own & (rank >= ends - 1)], source
+    return rows[valid & own & (rank >= ends[:, None] - 1)], source

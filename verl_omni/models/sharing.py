@@ -107,55 +107,47 @@ def media_of_rows(rows: torch.Tensor, tokens: int, batch: Iterable[Media]) -> tu
 
 def common_prefixes(
     rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, media: list[Hashable]
-) -> tuple[list[int], list[int]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """For each of ``rows_of``'s sequences, the first one (perhaps itself) with the same media, and the length of what
-    all with these media begin with; 0 where nothing is shared.
+    all with these media begin with; of a sequence alone, its own. ``[R]`` each.
 
     Args:
         media: what is seen and heard in each sequence; None where nothing is, and so nothing is shared.
     """
     first: dict[Hashable, int] = {}
-    leaders = [row if key is None else first.setdefault(key, row) for row, key in enumerate(media)]
+    firsts = [row if key is None else first.setdefault(key, row) for row, key in enumerate(media)]
+    leaders = torch.tensor(firsts, device=rows.device)
     tokens = input_ids.flatten()[rows]
     same = (tokens == tokens[leaders]) & (rows >= 0) & (rows[leaders] >= 0)  # [R, longest]
     if position_ids is not None:
         positions = position_ids.flatten(-2)[..., rows]
         same &= (positions == positions[..., leaders, :]).reshape(-1, *same.shape).all(0)
-    shared = same.long().cumprod(1).sum(1).tolist()
-    common = {
-        leader: min(shared[row] for row, other in enumerate(leaders) if other == leader)
-        for leader in set(leaders)
-        if leaders.count(leader) > 1
-    }
-    return leaders, [common.get(leader, 0) for leader in leaders]
+    with_first = same.long().cumprod(1).sum(1)
+    return leaders, with_first.scatter_reduce(0, leaders, with_first, "amin")[leaders]
 
 
-def share_prompts(rows: torch.Tensor, leaders: list[int], common: list[int], tokens: int) -> SharedPrompts | None:
+def share_prompts(rows: torch.Tensor, leaders: torch.Tensor, common: torch.Tensor, tokens: int) -> SharedPrompts | None:
     """Plan the computation of a batch of ``tokens``; None if nothing is shared. See ``common_prefixes``."""
-    if not any(common):
+    rank, valid = torch.arange(rows.shape[1], device=rows.device), rows >= 0
+    leads = leaders == torch.arange(len(rows), device=rows.device)
+    if leads.all():
         return None
-    lengths = (rows >= 0).sum(1).tolist()
-    unique, prompts, start = [], [], {}
-    for row, length in enumerate(lengths):
-        if common[row] == 0 or leaders[row] == row:
-            start[row] = sum(prompts)
-            prompts.append(common[row] or length)
-            unique.append(rows[row, : prompts[-1]])
+    prompts = valid & (rank < common[:, None]) & leads[:, None]  # [R, longest]
+    answers = valid & (rank >= common[:, None])
+    unique = torch.cat([rows[prompts], rows[answers]])
     inverse = rows.new_zeros(tokens)
-    answers, keys, end = [], [], sum(prompts)
-    for row, length in enumerate(lengths):
-        prompt = common[row] or length
-        begin = start[leaders[row]] if common[row] else start[row]
-        seen = torch.arange(begin, begin + prompt, device=rows.device)
-        if prompt < length:
-            own = torch.arange(end, end + length - prompt, device=rows.device)
-            seen, end = torch.cat([seen, own]), end + len(own)
-            answers.append(len(own))
-            unique.append(rows[row, prompt:length])
-            keys.append(seen)
-        inverse[rows[row, :length]] = seen
-    seen_by_all = torch.cat(keys) if keys else rows.new_zeros(0)
-    return SharedPrompts(torch.cat(unique), inverse, prompts, answers, seen_by_all, [len(seen) for seen in keys])
+    inverse[unique] = torch.arange(len(unique), device=rows.device)
+    inverse[rows[valid]] = inverse[torch.where(prompts | answers, rows, rows[leaders])[valid]]
+    lengths = answers.sum(1)
+    answered = lengths > 0
+    return SharedPrompts(
+        unique,
+        inverse,
+        prompts=prompts.sum(1)[leads].tolist(),
+        answers=lengths[answered].tolist(),
+        keys=inverse[rows[valid & answered[:, None]]],
+        lengths=valid.sum(1)[answered].tolist(),
+    )
 
 
 def decode_shared(
