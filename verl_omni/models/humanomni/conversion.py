@@ -36,8 +36,6 @@ RENAMED = {
     "model.audio_tower.audio_tower.": "model.audio_tower.",
 }
 TOWERS = tuple(RENAMED.values())
-# What tower directories hold besides the tower: the text half of SigLIP, the decoder of Whisper, heads.
-NOT_THE_TOWER = ("text_model.", "logit_scale", "logit_bias", "decoder.", "proj_out.", "projector.", "classifier.")
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # a ``.bin`` checkpoint stores tied ones twice
 # Whisper's classification head is in the original's class, but in no released Whisper, and nothing uses it.
 UNUSED_HEAD = ("model.audio_tower.projector.", "model.audio_tower.classifier.")
@@ -75,9 +73,9 @@ def convert(
     given = {"vision": vision, "audio": audio, "bert": bert}
     dirs = {name: tower_directory(name, path, original) for name, path in given.items()}
     processor = build_processor(checkpoint, dirs, original)
-    with reading(checkpoint / "config.json"):
+    with reading(checkpoint / "config.json"), torch.device("meta"):
         config = build_config(original, dirs, processor)
-        expected = expected_shapes(config)
+        model = HumanOmniQwen2ForCausalLM(config)
     weights = {to_new(name): tensor for name, tensor in read_weights(checkpoint).items()}
     large = ("vocab.json", "tokenizer.json")  # no configurations, nor is the weights' index
     small = [f for f in sorted(checkpoint.glob("*.json")) if f.name not in large and ".index." not in f.name]
@@ -91,14 +89,14 @@ def convert(
         weights = use_directories(weights, dirs, dtype)
     elif not has_towers:
         raise ConversionError(f"{checkpoint} has no tower weights: leave --towers checkpoint out")
-    for name, shape in expected.items():
+    for name, tensor in model.state_dict().items():
         if name.startswith(UNUSED_HEAD) and name not in weights:  # zeros; the original initialises it at random
-            weights[name] = torch.zeros(shape, dtype=dtype)
+            weights[name] = torch.zeros_like(tensor, dtype=dtype, device="cpu")
     if config.tie_word_embeddings and HEAD in weights and not torch.equal(weights.pop(HEAD), weights[EMBEDDINGS]):
         raise ConversionError(
             f"config.json says tie_word_embeddings, but {HEAD} is not {EMBEDDINGS}: set it to false to keep both"
         )
-    check_tensors(weights, expected, checkpoint)
+    check_tensors(weights, model, checkpoint)
 
     with written_aside(out) as folder:
         save_torch_state_dict(weights, folder, max_shard_size=SHARD_BYTES)
@@ -118,10 +116,9 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
         ConversionError: ``directory`` does not stem from an original checkpoint, ``out`` not empty.
     """
     directory, out = Path(directory), unused(out)
-    read_json(directory / "config.json")
-    with reading(directory / "config.json"):
+    with reading(directory / "config.json"), torch.device("meta"):
         config = HumanOmniConfig.from_pretrained(directory)
-        expected = expected_shapes(config)
+        model = HumanOmniQwen2ForCausalLM(config)
     if not isinstance(config.original_files, dict):
         raise ConversionError(f"{directory}/config.json has no original_files: it does not stem from `convert`")
     if odd := [name for name in config.original_files if Path(name).name != name or not name.endswith(".json")]:
@@ -129,7 +126,7 @@ def convert_back(directory: str | Path, out: str | Path) -> Path:
     if not {"towers", "lm_head"} <= (config.original_tensors or {}).keys():
         raise ConversionError(f"{directory}/config.json: original_tensors without towers and lm_head")
     weights = read_weights(directory)
-    check_tensors(weights, expected, directory)
+    check_tensors(weights, model, directory)
     if config.original_tensors["lm_head"] and config.tie_word_embeddings:
         weights[HEAD] = weights[EMBEDDINGS].clone()
     if not config.original_tensors["towers"]:
@@ -255,15 +252,6 @@ def build_config(original: dict, dirs: dict[str, Path], processor: HumanOmniProc
     )
 
 
-def expected_shapes(config: HumanOmniConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's tensors, without making them."""
-    with torch.device("meta"):
-        shapes = {k: tuple(v.shape) for k, v in HumanOmniQwen2ForCausalLM(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        del shapes[HEAD]
-    return shapes
-
-
 def read_weights(directory: Path) -> Weights:
     """The tensors of a directory's weight files (safetensors, else ``.bin``), mapped into memory."""
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
@@ -305,25 +293,18 @@ def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype)
 def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> Weights:
     """A tower's tensors out of a directory that may hold the whole SigLIP or Whisper."""
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(NOT_THE_TOWER)}
-    if unknown := sorted(name for name in weights if not name.startswith(prefix)):
-        raise ConversionError(f"{directory}: unexpected tensors {', '.join(unknown)}")
-    return {new_prefix + name.removeprefix(prefix): tensor.to(dtype) for name, tensor in weights.items()}
+    tower = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return {new_prefix + name: tensor.to(dtype) for name, tensor in tower.items()}
 
 
-def check_tensors(weights: Weights, expected: dict[str, tuple[int, ...]], source: Path) -> None:
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)}, expected {shape}"
-            for name, shape in expected.items()
-            if name in weights and weights[name].shape != shape
-        ],
-        "not a number, infinite, or whole numbers": [
-            name for name, tensor in weights.items() if not (tensor.is_floating_point() and tensor.isfinite().all())
-        ],
-    }
-    if any(problems.values()):
-        lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-        raise ConversionError(f"{source}: tensors do not fit the configuration, or are damaged; " + "; ".join(lists))
+def check_tensors(weights: Weights, model: HumanOmniQwen2ForCausalLM, source: Path) -> None:
+    """``ConversionError`` unless ``weights`` are numbers, and are those of ``model``, which lies on the meta device."""
+    odd = [name for name, tensor in weights.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]
+    if odd:
+        raise ConversionError(f"{source}: not a number, infinite, or whole numbers: {', '.join(odd)}; get it again")
+    head = {HEAD: weights[EMBEDDINGS]} if model.config.tie_word_embeddings and EMBEDDINGS in weights else {}
+    try:
+        model.load_state_dict(weights | head, assign=True)
+    except RuntimeError as error:  # it lists all tensors
+        found = " ".join(str(error).split())
+        raise ConversionError(f"{source}: tensors do not fit the configuration, or are damaged; {found}") from error
