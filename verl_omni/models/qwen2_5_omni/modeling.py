@@ -50,17 +50,9 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
     def towers(self) -> tuple[nn.Module, nn.Module]:
         return self.thinker.visual, self.thinker.audio_tower
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.thinker.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.thinker.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.thinker.lm_head
-
-    def get_decoder(self) -> nn.Module:
-        return self.thinker.model
+    # Where transformers looks for embeddings and decoder, and for the head.
+    language_model = property(lambda self: self.thinker.model)
+    lm_head = property(lambda self: self.thinker.lm_head)
 
     def generate(self, *args, **kwargs):
         """Upstream's, of the thinker."""

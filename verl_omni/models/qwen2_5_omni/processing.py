@@ -30,9 +30,6 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
 
     num_frames = property(lambda self: self.video_processor.num_frames or NUM_FRAMES)
     patch_size = property(lambda self: self.video_processor.patch_size)
-    image_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.image_token))
-    video_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.video_token))
-    audio_token_id = property(lambda self: self.tokenizer.convert_tokens_to_ids(self.audio_token))
 
     def frame_format(self, aspect_ratio: str | None = None) -> FrameFormat:
         """Frames in their own ratio, as upstream has them; ``pad`` or ``squash`` make squares of them."""
@@ -96,16 +93,16 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
 
     def collapse_placeholders(self, prompt_ids: list[int]) -> list[int]:
         """One placeholder for each medium or stream: vLLM expands each, and would expand expanded ones again."""
-        media, config = {self.video_token_id, self.audio_token_id}, self.config.thinker_config
+        config = self.config.thinker_config
         begin, end = (config.vision_start_token_id, config.audio_start_token_id), config.audio_end_token_id
         kept, in_stream = [], False
         for before, token in pairwise([-1, *prompt_ids]):
             if (before, token) == begin:
                 in_stream = True
-                kept.append(self.video_token_id)
+                kept.append(config.video_token_id)
             elif in_stream:
                 in_stream = token != end
-            elif token not in media or token != before:
+            elif token != before or token not in (config.video_token_id, config.audio_token_id):
                 kept.append(token)
         return kept
 
