@@ -7,8 +7,9 @@ long as frames have their size already; which the datasets of this package see t
 import importlib
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from itertools import accumulate
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -39,15 +40,12 @@ def import_processors() -> None:
     """Import upstream's modules, with the formulas above in place of torchvision if it is missing."""
     if is_torchvision_available():
         return
-    stand_ins = {name: ModuleType(name) for name in accumulate(FUNCTIONAL.split("."), "{}.{}".format)}
-    for name, module in stand_ins.items():
-        module.__spec__ = ModuleSpec(name, None)
-    stand_ins["torchvision.transforms.v2"].functional = functional = stand_ins[FUNCTIONAL]
-    functional.InterpolationMode = None  # in annotations
+    names = accumulate(FUNCTIONAL.split("."), "{}.{}".format)
+    stand_ins = {name: module_from_spec(ModuleSpec(name, None)) for name in names}
+    stand_ins[FUNCTIONAL].InterpolationMode = None  # in annotations
     sys.modules.update(stand_ins)
-    try:
-        for kind in ("image", "video"):
-            module = importlib.import_module(f"transformers.models.qwen2_vl.{kind}_processing_qwen2_vl")
+    try:  # the image processor's module with it
+        module = importlib.import_module("transformers.models.qwen2_vl.video_processing_qwen2_vl")
     finally:
         for name in stand_ins:  # nobody else is to take them for torchvision
             del sys.modules[name]
