@@ -51,40 +51,29 @@ def uid_of(key: str) -> str:
 
 
 def get_whole_group_partitions(keys: list[str], tags: list[dict[str, Any]], ranks: int) -> list[list[int]]:
-    """Rows of each rank, equally many, a group's side by side; a group is split only where it fits on no rank whole.
+    """Rows of each rank, equally many, a group's side by side; split only where groups do not come out even on ranks.
 
-    Groups go to the rank with the least to compute, the largest first: a prompt once and all of its answers. Rows of
-    padding come last, and fill up groups that lack a rollout, so that micro-batches of a group's size hold one each.
+    Ranks get about as much to compute: a prompt once and all of its answers. Rows of padding fill up groups that lack a
+    rollout, so that micro-batches of a group's size hold one each.
 
     Args:
         keys: ``{uid}_{session}_{index}`` of each row; their number is a multiple of ``ranks``.
         tags: verl's, of each row: ``prompt_len, response_len`` and perhaps ``is_padding``.
         ranks: of the data-parallel group.
     """
-    groups: dict[str, list[int]] = {}
+    from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+
+    by_uid: dict[str, list[int]] = {}
     padding: list[int] = []
     for row, (key, tag) in enumerate(zip(keys, tags, strict=True)):
-        (padding if tag.get("is_padding") else groups.setdefault(uid_of(key), [])).append(row)
-
-    def cost(rows: list[int]) -> int:
-        return max(tags[row]["prompt_len"] for row in rows) + sum(tags[row]["response_len"] for row in rows)
-
-    full = max(map(len, groups.values()), default=1)
-    room, load = [len(keys) // ranks] * ranks, [0] * ranks
-    partitions: list[list[int]] = [[] for _ in range(ranks)]
-    waiting = sorted(groups.values(), key=lambda rows: (-len(rows), -cost(rows)))
-    while waiting:
-        group = waiting.pop(0)
-        fitting = [rank for rank in range(ranks) if room[rank] >= len(group)]
-        rank = min(fitting or range(ranks), key=lambda rank: load[rank] if fitting else -room[rank])
-        here, rest = group[: room[rank]], group[room[rank] :]
-        if rest:
-            waiting.insert(0, rest)
-        fill = min(len(padding), full - len(here), room[rank] - len(here)) if not rest else 0
-        rows = here + [padding.pop() for _ in range(fill)]
-        partitions[rank] += rows
-        room[rank] -= len(rows)
-        load[rank] += cost(here)
-    for rank in range(ranks):
-        partitions[rank] += [padding.pop() for _ in range(room[rank])]
-    return partitions
+        (padding if tag.get("is_padding") else by_uid.setdefault(uid_of(key), [])).append(row)
+    full = max(map(len, by_uid.values()), default=1)
+    for rows in by_uid.values():
+        rows += [padding.pop() for _ in range(min(len(padding), full - len(rows)))]
+    groups = [*by_uid.values(), *(padding[start : start + full] for start in range(0, len(padding), full))]
+    if len(groups) % ranks == 0:
+        costs = [tags[rows[0]]["prompt_len"] + sum(tags[row]["response_len"] for row in rows) for rows in groups]
+        balanced = get_seqlen_balanced_partitions(costs, ranks, equal_size=True)
+        groups = [groups[index] for partition in balanced for index in partition]
+    order, size = [row for rows in groups for row in rows], len(keys) // ranks
+    return [order[start : start + size] for start in range(0, len(order), size)]
