@@ -5,9 +5,8 @@ their content, for as long as the prompt's rollouts are there. They are part of 
 """
 
 import asyncio
-import hashlib
 from collections.abc import Iterable
-from functools import partial, wraps
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -21,16 +20,8 @@ from verl_omni.models.families import loaded
 
 FIELD, PARTITION, REFERENCE = "multi_modal_inputs", "clips", "stored_as"
 # In each trainer process; a full-size clip with sound has 6.3 MB.
-FETCHED = ContentCache(max_bytes=512 * 2**20)
+FETCHED = ContentCache(512 * 2**20, size_of=lambda inputs: sum(tensor.nbytes for tensor in inputs.values()))
 REMEMBERED = 4096  # of the keys that an agent-loop worker has stored
-
-
-class ClipInputs(dict):
-    """What the processor made of a prompt's media: name -> tensor."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.values())
 
 
 def store_clips_once(utils: ModuleType) -> None:
@@ -42,7 +33,9 @@ def store_clips_once(utils: ModuleType) -> None:
     puts: LRUCache[str, asyncio.Task] = LRUCache(REMEMBERED)
 
     async def store(uid: str, inputs: dict[str, torch.Tensor]) -> dict[str, str]:
-        key = f"{uid}_{content_of(inputs)}"
+        from datasets.fingerprint import Hasher  # not needed, and slow to import, where no rollouts are put
+
+        key = f"{uid}_{Hasher.hash(inputs)}"
         if key not in puts:  # the prompt's other rollouts wait for this one, or fail with it
             row = TensorDict({FIELD: NonTensorStack(inputs)}, batch_size=[1])
             sent = put(keys=[key], partition_id=PARTITION, fields=row, tags=[{"status": "success"}])
@@ -71,7 +64,7 @@ def store_clips_once(utils: ModuleType) -> None:
             rows[row] = FETCHED.find(key)
             if rows[row] is None:
                 clip = await get(keys=[key], partition_id=PARTITION)
-                rows[row] = FETCHED.get(key, partial(ClipInputs, clip.get(FIELD).tolist()[0]))
+                rows[row] = FETCHED.get(key, clip.get(FIELD).tolist().pop)  # of one row
         if references:
             batch[FIELD] = NonTensorStack(*rows)
         return batch
@@ -93,11 +86,3 @@ def store_clips_once(utils: ModuleType) -> None:
 
     tq.async_kv_batch_put, tq.kv_clear, utils._async_meta_to_realdata = put_rollouts, clear_with_clips, read_with_clips
     utils.put_rollouts = put_rollouts  # a second call finds it
-
-
-def content_of(inputs: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(inputs.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -29,11 +29,11 @@ def enabled() -> bool:
 class ContentCache:
     """Values by key, of at most ``max_bytes`` together: the least recently used are dropped, larger ones not kept.
 
-    Threads that ask for one key wait for one computation.
+    Threads that ask for one key wait for one computation. ``size_of`` gives a value's bytes.
     """
 
-    def __init__(self, max_bytes: int):
-        self._values: LRUCache[Hashable, Any] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
+    def __init__(self, max_bytes: int, size_of: Callable[[Any], int] = attrgetter("nbytes")):
+        self._values: LRUCache[Hashable, Any] = LRUCache(max_bytes, getsizeof=size_of)
         self._changed = Condition()
 
     @cachedmethod(attrgetter("_values"), lambda _, key, compute: key, condition=attrgetter("_changed"))

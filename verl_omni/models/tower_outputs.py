@@ -7,7 +7,7 @@ cache of its own.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -49,16 +49,13 @@ def features_once(
             TRAINED.update(keys)
     known = {key: None if tower is None else TOWER_OUTPUTS.find(key) for key in keys}
     missing = {key: index for index, key in enumerate(keys) if known[key] is None}
-    if not missing:
-        skip()
-    elif tower is None:
+    if missing:
         known.update(zip(missing, encode(list(missing.values())), strict=True))
     else:
-        encoded = [output.clone() for output in encode(list(missing.values()))]
-        known.update(zip(missing, encoded, strict=True))
-        if not any(output.is_inference() for output in encoded):  # it could not take part in training later
-            for key in missing:
-                TOWER_OUTPUTS.get(key, partial(known.get, key))
+        skip()
+    for key in missing if tower is not None else ():
+        if not known[key].is_inference():  # it could not take part in training later
+            TOWER_OUTPUTS.get(key, known[key].clone)  # without the batch's other outputs, whose memory it shares
     return [known[key] for key in keys]
 
 
