@@ -38,7 +38,10 @@ def build_tiny(out_dir: str | Path, seed: int = 0) -> Path:
         chat_template=_DATA["chat_template"],
     )
     ids = {key: getattr(tokenizer, f"{name}_id") for key, name in _DATA["token_ids"].items()}
-    config = Qwen2_5OmniConfig(thinker_config=_DATA["thinker_config"] | ids, enable_audio_output=False, dtype="float32")
+    # verl samples no token that the tokenizer lacks, but its actor's probabilities are of the whole vocabulary.
+    text = _DATA["thinker_config"]["text_config"] | {"vocab_size": len(tokenizer)}
+    thinker = _DATA["thinker_config"] | {"text_config": text} | ids
+    config = Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False, dtype="float32")
     torch.manual_seed(seed)
     model = Qwen2_5OmniForConditionalGeneration(config)
     spread_weights(*model.towers)
