@@ -98,11 +98,16 @@ HARDWARE = {
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
     "actor_rollout_ref.rollout.agent.num_workers",
     "reward.reward_model.rollout.dtype",
+    "reward.reward_model.rollout.engine_kwargs",
     "reward.reward_model.rollout.enable_sleep_mode",
     "reward.reward_model.rollout.free_cache_engine",
     "reward.reward_model.rollout.max_num_seqs",
     "reward.reward_model.rollout.tensor_model_parallel_size",
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes",
+    *(
+        f"{part}.rollout.engine_kwargs.vllm.distributed_executor_backend"
+        for part in ("actor_rollout_ref", "reward.reward_model")
+    ),
     "actor_rollout_ref.rollout.dtype",
     "actor_rollout_ref.rollout.enable_sleep_mode",
     "actor_rollout_ref.rollout.enforce_eager",
@@ -123,6 +128,7 @@ HANDED_ON = (
     "reward.reward_kwargs.",  # to the reward manager, which knows its terms
     "actor_rollout_ref.model.override_config.",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.",
+    "reward.reward_model.rollout.engine_kwargs.vllm.",
     "model.override_config.",
     "ray_kwargs.ray_init.",
 )
