@@ -158,8 +158,7 @@ class Check:
             *(f"data.train_files=[{self.rows('train')}]", f"data.val_files=[{self.rows('test')}]", *shared),
             "trainer.max_actor_ckpt_to_keep=1",
             # A model that has learnt nothing earns no reward of ours; without a gradient, updates would show nothing.
-            *("reward.reward_manager.name=naive",),
-            f"reward.custom_reward_function.path={ROOT / 'tests' / 'varied_reward.py'}",
+            "+reward.reward_kwargs={length: {limit: 512, buffer: 512}}",
         ]
 
     def recipe(self, trainer: str) -> str:

@@ -16,7 +16,7 @@ gc.disable()  # until the tests are collected: what they import is millions of o
 # With xdist a file's tests run in one process, which has its fixtures, and so do the files of a line here: one training
 # by GRPO (10 GB) and one engine of vLLM are alive at once, for which 24 GB suffice.
 ONE_AT_A_TIME = (
-    ("test_grpo", "test_open_study", "test_qwen2_5_omni_grpo"),
+    ("test_grpo", "test_qwen2_5_omni_grpo"),
     ("test_vllm", "test_qwen2_5_omni_vllm", "test_gpu", "test_answering", "test_infer", "test_explanation"),
 )
 

@@ -1,59 +1,91 @@
-"""GRPO through verl's own ``main_ppo`` on a CPU: real Ray, FSDP2, vLLM and clips. Minutes, not seconds."""
+"""The study that needs no licence, as docs/study.md has it, on a CPU: from two corpora's root folders to a report.
+
+And the demo's trainings on the same clips. verl's own trainers, Ray, FSDP2 and vLLM, on one rank and on two, killed and
+resumed. Minutes, not seconds: a training costs its start more than its steps, so each shows several things.
+"""
 
 import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import pytest
 from documents import documented
+from test_open_corpora import put_crema_d, put_ravdess
+
+from verl_omni.__main__ import main
+from verl_omni.data.files import read_rows
+from verl_omni.evaluation.results import read_answers
+from verl_omni.models.humanomni.tiny import build_tiny
 
 pytestmark = pytest.mark.slow
 
-# A random model earns no reward of ours, and with equal rewards GRPO has no gradient.
-VARIED_REWARD = (
-    "reward.reward_manager.name=naive",
-    f"reward.custom_reward_function.path={Path(__file__).parent / 'varied_reward.py'}",
-)
 SMALL = (  # 32 rollouts a step
-    *VARIED_REWARD,
     "data.train_batch_size=4",
+    *("data.max_prompt_length=256", "data.max_response_length=48", "actor_rollout_ref.rollout.max_model_len=304"),
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+    # A model that has learnt nothing earns neither of the paper's rewards, and with equal ones GRPO has no gradient.
+    "+reward.reward_kwargs={length: {limit: 48, buffer: 48}}",
+    *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.shuffle=false"),
 )
-GRPO = documented("main_ppo +recipe=recipes/r1omni_cpu.yaml")
+GRPO = documented("+recipe=[r1omni_open,cpu_for_grpo]")
+TRAIN = "data/open/ravdess/train.parquet,data/open/crema_d/train.parquet"
+RUN = Path("checkpoints/r1omni/r1omni_open")  # where the recipe has its checkpoints
 # The model then returns no logits, and verl's engine stops where it returns no log-probabilities.
 NO_LOGITS = ("model.use_fused_kernels=true", "model.fused_kernel_options.impl_backend=verl_omni")
+# As the README has it.
+LORA = (
+    "model.lora_rank=8",
+    "model.exclude_modules='.*(tower|bert|projector).*'",
+    "model.lora.merge=true",
+)
+
+
+def main_of(command: list[str], *options: str) -> int:
+    """``python -m verl_omni`` in this process; the shell's part, too."""
+    words = command[command.index("verl_omni") + 1 :]
+    return main([name for word in words for name in (glob(word) if "*" in word else [word])] + [*options])
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A small demo corpus and a tiny model."""
-    from verl_omni.corpora.demo import build_demo
-    from verl_omni.models.humanomni.tiny import build_tiny
-
+def study(tmp_path_factory) -> Iterator[Path]:
+    """Both corpora's rows, and a tiny model where the released one would be; the working directory."""
     folder = tmp_path_factory.mktemp("study")
-    build_demo(folder / "data", n_train=32, n_test=4, n_sft=4)
-    build_tiny(folder / "base")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_tiny(folder / "checkpoints/humanomni_0.5b")
+        put_ravdess(folder / "RAVDESS", [1, *range(5, 11)])
+        put_crema_d(
+            folder / "CREMA-D",
+            ["1001_DFA_ANG_XX", "1002_IEO_HAP_LO", "1003_TIE_NEU_XX", "1004_IEO_SAD_HI", "1005_WSI_FEA_XX"],
+        )
+        assert main_of(documented("prepare ravdess --root RAVDESS"), "--partial") == 0  # not the whole corpus
+        assert main_of(documented("prepare crema_d --root CREMA-D"), "--partial") == 0
+        yield folder
 
 
-def command(study: Path, name: str, words: list[str], *overrides: str) -> list[str]:
-    return [
-        *words,
-        *(f"actor_rollout_ref.model.path={study / 'base'}", f"data.train_files=[{study / 'data/train.parquet'}]"),
-        *(f"data.val_files=[{study / 'data/test.parquet'}]", f"trainer.default_local_dir={study / name}"),
-        *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.shuffle=false"),
-        *overrides,
+@pytest.fixture(scope="module")
+def cold_start(study) -> Path:
+    """Adapters fine-tuned on two ranks, each with two loader processes, from an empty media cache; log: ``sft.log``."""
+    command = documented("+recipe=[open_sft,cpu_for_sft]")
+    arguments = [
+        *(word.replace("nproc_per_node=1", "nproc_per_node=2") for word in command),
+        *("trainer.n_gpus_per_node=2", *LORA, *NO_LOGITS),
+        *("data.num_workers=2", "data.train_batch_size=4", "data.micro_batch_size_per_gpu=2"),
     ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_OMNI_MEDIA_CACHE", str(study / "media"))
+        run(study, "sft", arguments)
+    return study / "checkpoints/r1omni/open_sft/global_step_3/huggingface"
 
 
 def start(study: Path, name: str, arguments: list[str]) -> subprocess.Popen:
@@ -77,13 +109,7 @@ def metrics_of(study: Path, name: str) -> dict[int, dict]:
 def dumped(study: Path) -> tuple[str, ...]:
     """verl writes the first step's rollouts to a folder, or replays what it finds there."""
     options = {"enable": "true", "dump_dir": study / "rollouts", "steps": "[1]"}
-    return *(f"skip.rollout_tq.{key}={value}" for key, value in options.items()), "trainer.experiment_name=ranks"
-
-
-def train(study: Path, name: str, words: list[str], *overrides: str) -> dict[int, dict]:
-    """GRPO to the end; metrics by step."""
-    run(study, name, command(study, name, words, *overrides))
-    return metrics_of(study, name)
+    return tuple(f"skip.rollout_tq.{key}={value}" for key, value in options.items())
 
 
 def run(study: Path, name: str, arguments: list[str]) -> None:
@@ -93,17 +119,6 @@ def run(study: Path, name: str, arguments: list[str]) -> None:
     finally:
         kill(process)
     assert status == 0, (study / f"{name}.log").read_text(errors="replace")[-4000:]
-
-
-def queues_of(process: subprocess.Popen) -> set[str]:
-    """vLLM's shared memory that a trainer's processes have mapped, as the kernel names it."""
-    pids = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    found = set()
-    for pid in pids:
-        with suppress(OSError):
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-            found |= {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line}
-    return found
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -122,75 +137,6 @@ class Killed:
     checkpoint: int  # the last step on record by then
     after: dict[int, dict]
     exported: Path
-    queues: set[str]  # of vLLM, when it was killed
-
-
-@pytest.fixture(scope="module")
-def killed(study) -> Killed:
-    overrides = (*SMALL, *dumped(study), "trainer.total_training_steps=3", "trainer.save_freq=1")
-    tracker = study / "killed" / "latest_checkpointed_iteration.txt"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
-        process = start(study, "killed", command(study, "killed", GRPO, *overrides))
-        deadline = time.monotonic() + 600
-        # A step's metrics are written after its checkpoint.
-        while not (tracker.is_file() and tracker.read_text() and has_a_line(study / "killed.jsonl")):
-            assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
-            time.sleep(0.1)
-        queues = queues_of(process)
-        kill(process)
-        before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
-        tracker.write_text("")  # as a kill leaves it while verl notes a checkpoint
-        after = train(study, "killed", GRPO, *overrides)
-    return Killed(before, checkpoint, after, study / "killed" / "global_step_3" / "actor" / "huggingface", queues)
-
-
-def test_a_killed_run_goes_on_after_its_last_checkpoint(killed):
-    assert killed.checkpoint < 3, "it was killed too late"
-    assert sorted(killed.after) == list(range(killed.checkpoint + 1, 4))
-
-
-def test_vllms_queues_are_freed_with_its_processes(killed):
-    assert len(killed.queues) == 2 and all(queue.endswith(" (deleted)") for queue in killed.queues)
-
-
-def test_rollouts_have_the_actors_probabilities(killed):
-    for step in (killed.before | killed.after).values():
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.9999
-
-
-def test_a_checkpoint_is_a_model(killed, study):
-    changed = changed_weights(study / "base", killed.exported)
-    assert any(name.startswith("model.layers") for name in changed)
-    assert not any("tower" in name for name in changed), "the towers are frozen"
-
-
-def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, study, monkeypatch):
-    """Two ranks replay the one rank's rollouts (verl's ``skip.rollout_tq``), so both see the same responses, and go on.
-
-    The one rank's losses come from verl's logits without any sharing; the two ranks have sharing, no logits, and
-    gradient checkpointing, and each prompt's rollouts from one of the two vLLM replicas.
-    """
-    router = {"router_class": "recorded_router.RecordedLoadBalancer", "record": str(study / "routes.txt")}
-    (study / "router.yaml").write_text(json.dumps(router))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    # What is replayed was dumped with its clips: the recipe's check has nothing to refuse.
-    overrides = (*SMALL, *dumped(study), "~hydra.callbacks.settings", "trainer.total_training_steps=2")
-    overrides += ("trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true")
-    overrides += tuple(f"actor_rollout_ref.{override}" for override in NO_LOGITS)
-    overrides += (f"actor_rollout_ref.rollout.router_config_path={study / 'router.yaml'}",)
-    steps = train(study, "two_ranks", GRPO, *overrides)
-    one, two = killed.before[1], steps[1]
-    for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
-        assert two[metric] == pytest.approx(one[metric], abs=1e-5)
-    assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-3)
-    assert one["actor/grad_norm"] > 0
-    for step in steps.values():  # the second one's rollouts are the two ranks' own
-        assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
-    routes = Counter(tuple(line.split()) for line in (study / "routes.txt").read_text().splitlines())
-    assert list(routes.values()) == [8] * 4, "rollouts by prompt and replica"
-    assert len({replica for _, replica in routes}) == 2
 
 
 def changed_weights(before: Path, after: Path) -> set[str]:
@@ -206,44 +152,31 @@ def changed_weights(before: Path, after: Path) -> set[str]:
     return {name for name in base if not torch.equal(base[name], trained[name])}
 
 
-def answer_with_vllm(exported: Path, study: Path) -> None:
-    evaluate = [
-        sys.executable,
-        "-m",
-        "verl_omni",
-        "evaluate",
-        str(exported),
-        "--data",
-        str(study / "data/test.parquet"),
-    ]
-    limits = ["--max-tokens", "8", "--max-model-len", "304", "--out", str(study / "results")]
-    subprocess.run([*evaluate, *limits], check=True, timeout=300)
-
-
-# As the README has it.
-LORA = (
-    "model.lora_rank=8",
-    "model.exclude_modules='.*(tower|bert|projector).*'",
-    "model.lora.merge=true",
-)
-
-
 @pytest.fixture(scope="module")
-def cold_start(study) -> Path:
-    """Adapters fine-tuned on two ranks, each with two loader processes, from an empty media cache; log: ``sft.log``."""
-    python, *trainer = documented("sft_trainer +recipe=recipes/emer_sft_cpu.yaml")
-    torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    arguments = [
-        *(*torchrun, *trainer, "trainer.n_gpus_per_node=2", *LORA),
-        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=2"),
-        *("data.num_workers=2", "data.train_batch_size=4", "data.micro_batch_size_per_gpu=2"),
-        f"trainer.default_local_dir={study / 'sft'}",
-        *NO_LOGITS,
-    ]
+def killed(study, cold_start) -> Killed:
+    command = [*GRPO, *SMALL, *dumped(study), "trainer.total_training_steps=3", "trainer.save_freq=1"]
+    tracker = study / RUN / "latest_checkpointed_iteration.txt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VERL_OMNI_MEDIA_CACHE", str(study / "media"))
-        run(study, "sft", arguments)
-    return study / "sft" / "global_step_6" / "huggingface"
+        patch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
+        process = start(study, "killed", command)
+        deadline = time.monotonic() + 600
+        # A step's metrics are written after its checkpoint.
+        while not (tracker.is_file() and tracker.read_text() and has_a_line(study / "killed.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline, (study / "killed.log").read_text()[-4000:]
+            time.sleep(0.1)
+        kill(process)
+        before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
+        tracker.write_text("")  # as a kill leaves it while verl notes a checkpoint
+        run(study, "resumed", command)
+    exported = study / RUN / "global_step_3" / "actor" / "huggingface"
+    return Killed(before, checkpoint, metrics_of(study, "resumed"), exported)
+
+
+def test_actors_are_either_trained_on_or_tested(study):
+    train, test = ([study / f"data/open/{corpus}/{split}.parquet" for corpus in ("ravdess", "crema_d")]
+                   for split in ("train", "test"))  # fmt: skip
+    actors = [{row["extra_info"]["actor"] for file in files for row in read_rows(file)} for files in (train, test)]
+    assert all(actors) and not actors[0] & actors[1]
 
 
 def test_of_two_ranks_one_decodes_the_corpus_and_the_other_waits(cold_start, study):
@@ -254,37 +187,94 @@ def test_of_two_ranks_one_decodes_the_corpus_and_the_other_waits(cold_start, stu
     assert none == found == "0" and decoded == rest and int(decoded) > 0
 
 
-def test_lora_from_the_cold_start_to_grpo_in_bfloat16(cold_start, study):
-    """Adapters by both trainers; each exports a whole model, and vLLM gets the merged weights after each step.
-
-    The recipe's other precision runs here and nowhere else: slow, on a CPU that has no instructions for it.
-    """
-    adapted = changed_weights(study / "base", cold_start)
+def test_adapters_are_exported_as_a_whole_model(cold_start, study):
+    adapted = changed_weights(study / "checkpoints/humanomni_0.5b", cold_start)
     assert adapted and all(name.startswith("model.layers.") and "proj" in name for name in adapted)
 
-    overrides = [f"actor_rollout_ref.{override}" for override in LORA]
-    overrides += [f"actor_rollout_ref.model.path={cold_start}", "actor_rollout_ref.actor.optim.lr=0.02"]
-    overrides += ["trainer.total_training_steps=3", "trainer.save_freq=3", "actor_rollout_ref.rollout.dtype=bfloat16"]
-    overrides += ["data.max_response_length=16"]
-    steps = train(study, "lora", GRPO, *SMALL, *overrides)
-    for step in steps.values():
-        assert step["actor/grad_norm"] > 0
-        # At this learning rate, three steps later the weights of the start correlate by 0.7 only.
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.99
-    trained = study / "lora" / "global_step_3" / "actor" / "huggingface"
-    assert changed_weights(cold_start, trained) == adapted
+
+def test_fine_tuning_trains_all_but_towers_and_bert(study):
+    base = study / "checkpoints/humanomni_0.5b"
+    overrides = [f"model.path={base}", "data.train_files=[data/open/crema_d/train_sft.parquet]"]
+    overrides += ["data.train_batch_size=3", "data.micro_batch_size_per_gpu=3", "trainer.total_epochs=1"]
+    overrides += ["trainer.default_local_dir=sft"]
+    run(study, "demo_sft", [*documented("sft_trainer +recipe=recipes/emer_sft_cpu.yaml"), *overrides])
+    changed = changed_weights(base, study / "sft/global_step_1/huggingface")
+    trained = {"embed_tokens", "layers", "norm", "mm_projector", "audio_projector", "bert_gate"}
+    assert {name.removeprefix("model.").split(".")[0] for name in changed} == trained | {"lm_head"}
 
 
-def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, tmp_path):
+def test_a_killed_run_goes_on_after_its_last_checkpoint(killed):
+    assert killed.checkpoint < 3, "it was killed too late"
+    assert sorted(killed.after) == list(range(killed.checkpoint + 1, 4))
+
+
+def test_rollouts_have_the_actors_probabilities(killed):
+    for step in (killed.before | killed.after).values():
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.9999
+        assert {"reward/accuracy/mean", "reward/format/mean", "reward/length/mean"} <= step.keys()
+
+
+def test_a_checkpoint_is_a_model(killed, cold_start):
+    changed = changed_weights(cold_start, killed.exported)
+    assert any(name.startswith("model.layers") for name in changed)
+    assert not any("tower" in name for name in changed), "the towers are frozen"
+
+
+def test_a_trained_model_answers_and_is_reported(killed, study, capsys):
+    short = ("--max-tokens", "8", "--max-model-len", "304")
+    run(study, "evaluate", [*documented("evaluate checkpoints/r1omni/r1omni_open"), *short])
+    answers = read_answers("results/R1-Omni-open.jsonl")
+    assert {answer.data_source for answer in answers} == {"ravdess", "crema_d"}
+    tested = [row for file in glob("data/open/*/test.parquet") for row in read_rows(file)]
+    assert len(answers) == len(tested) and not any(answer.error for answer in answers)
+    assert main_of(documented("report results/*.jsonl --out report.html"), "--logs", "resumed.jsonl") == 0
+    assert f"report.html: {len(answers)} clips" in capsys.readouterr().out
+    page = Path("report.html").read_text()
+    assert "RAVDESS" in page and "CREMA-D" in page
+
+
+def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, cold_start, study, monkeypatch):
+    """Two ranks replay the one rank's rollouts (verl's ``skip.rollout_tq``), so both see the same responses, and go on.
+
+    The one rank's losses come from verl's logits without any sharing; the two ranks have sharing, no logits, and
+    gradient checkpointing, and each prompt's rollouts from one of the two vLLM replicas.
+    """
+    router = {"router_class": "recorded_router.RecordedLoadBalancer", "record": str(study / "routes.txt")}
+    (study / "router.yaml").write_text(json.dumps(router))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    # What is replayed was dumped with its clips: the recipe's check has nothing to refuse.
+    overrides = [*SMALL, *dumped(study), "~hydra.callbacks.settings", "trainer.total_training_steps=2"]
+    overrides += ["trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true"]
+    overrides += [f"actor_rollout_ref.{override}" for override in NO_LOGITS]
+    overrides += [f"actor_rollout_ref.rollout.router_config_path={study / 'router.yaml'}"]
+    overrides += ["actor_rollout_ref.actor.optim.lr=0.005", "trainer.default_local_dir=two_ranks"]
+    overrides += [f"actor_rollout_ref.model.path={cold_start}", "trainer.experiment_name=r1omni_open"]
+    overrides += [f"data.{rows}_files=[{TRAIN}]" for rows in ("train", "val")]
+    run(study, "two_ranks", [*documented("main_ppo +recipe=recipes/r1omni_cpu.yaml"), *overrides])
+    one, steps = killed.before[1], metrics_of(study, "two_ranks")
+    for metric in ("actor/loss", "actor/kl_loss", "critic/score/mean"):
+        assert steps[1][metric] == pytest.approx(one[metric], abs=1e-5)
+    # In a first step, rewards that are normalised in each group add up to a loss of 0: its gradient tells more.
+    assert steps[1]["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-3)
+    assert one["actor/grad_norm"] > 0
+    for step in steps.values():  # the second one's rollouts are the two ranks' own
+        assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
+        # At this learning rate, the first step's weights no longer have the second one's probabilities.
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
+    routes = Counter(tuple(line.split()) for line in (study / "routes.txt").read_text().splitlines())
+    assert list(routes.values()) == [8] * 4, "rollouts by prompt and replica"
+    assert len({replica for _, replica in routes}) == 2
+
+
+def test_a_broken_clip_stops_the_run_before_any_worker_starts(study, cold_start, tmp_path):
     import pandas as pd
 
-    rows = pd.read_parquet(study / "data/train.parquet")
+    rows = pd.read_parquet(study / "data/open/ravdess/train.parquet")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(Path(rows["videos"][0][0]).read_bytes()[:2000])
     rows.at[0, "videos"] = [str(broken)]
     rows.to_parquet(tmp_path / "rows.parquet")
-    arguments = command(study, "broken", GRPO, f"data.train_files=[{tmp_path / 'rows.parquet'}]")
-    process = start(study, "broken", arguments)
+    process = start(study, "broken", [*GRPO, f"data.train_files=[{tmp_path / 'rows.parquet'}]"])
     try:
         assert process.wait(timeout=300) != 0
     finally:

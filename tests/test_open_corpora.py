@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from verl_omni.prompts import QUESTION, instruction
 
 def put_clip(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(crc32(path.name.encode()))
     write_clip(path, draw_face(rng, "bright"), make_voice(rng, "high"), FPS, SAMPLING_RATE, **X264)
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_grpo import GRPO, SMALL, answer_with_vllm, run, train
+from test_grpo import SMALL, metrics_of, run
 
 from verl_omni.models.families import load
 
 pytestmark = pytest.mark.slow
-
-QWEN_GRPO = [*GRPO[:-1], "+recipe=r1omni_qwen2_5_omni_cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +31,44 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 
 
 STREAM = "+data.mm_processor_kwargs.use_audio_in_video=true"
-MODEL = "actor_rollout_ref.model."
-LORA = [MODEL + option for option in ("lora_rank=8", "exclude_modules='.*(visual|audio_tower).*'", "lora.merge=true")]
-PARTS = {"thinker.model.layers", "thinker.lm_head", "thinker.visual", "thinker.audio_tower"}
+LORA = ("model.lora_rank=8", "model.exclude_modules='.*(visual|audio_tower).*'", "model.lora.merge=true")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "trained"),
-    [
-        ("lora", [*LORA, STREAM], {"thinker.model.layers"}),
-        ("towers", [f"+{MODEL}override_config.train_towers=true"], PARTS),
-    ],
-)
-def test_what_is_trained_reaches_the_rollouts_and_the_export(study, name, options, trained):
-    """At this learning rate, the first step's weights no longer have the second one's probabilities."""
-    overrides = [*options, "actor_rollout_ref.actor.optim.lr=0.02", "trainer.total_training_steps=2"]
-    steps = train(study, name, QWEN_GRPO, *SMALL, *overrides, "trainer.save_freq=2")
+def test_adapters_of_bfloat16_reach_the_rollouts_and_the_export(study):
+    """Clips are one stream here, and the recipe has its other precision.
+
+    That runs here and nowhere else: slow, on a CPU that has no instructions for it.
+    """
+    overrides = [*(f"actor_rollout_ref.{option}" for option in LORA), STREAM]
+    overrides += ["actor_rollout_ref.rollout.dtype=bfloat16", "actor_rollout_ref.actor.optim.lr=0.02"]
+    overrides += ["trainer.total_training_steps=2", "trainer.save_freq=2"]
+    overrides += [
+        f"actor_rollout_ref.model.path={study / 'base'}",
+        f"data.train_files=[{study / 'data/train.parquet'}]",
+    ]
+    overrides += [f"data.val_files=[{study / 'data/test.parquet'}]", f"trainer.default_local_dir={study / 'lora'}"]
+    grpo = [sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=r1omni_qwen2_5_omni_cpu"]
+    run(study, "lora", [*grpo, *SMALL, *overrides])
+    steps = metrics_of(study, "lora")
     assert sorted(steps) == [1, 2]
     for step in steps.values():
-        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.999
+        # At this learning rate, the first step's weights no longer have the second one's probabilities.
+        assert step["training/rollout_actor_probs_pearson_corr"] >= 0.98
         assert step["actor/grad_norm"] > 0
         assert step["global_seqlen/groups"] == step["global_seqlen/groups_computed"] == 4
-    exported = study / name / "global_step_2" / "actor" / "huggingface"
-    changed = changed_weights(study / "base", exported)
-    assert {part for part in PARTS for weight in changed if weight.startswith(part)} == trained
-    if name == "towers":
-        answer_with_vllm(exported, study)
+    exported = study / "lora" / "global_step_2" / "actor" / "huggingface"
+    adapted = changed_weights(study / "base", exported)
+    assert adapted and all(name.startswith("thinker.model.layers.") and "proj" in name for name in adapted)
 
 
-def test_fine_tuning_trains_the_thinker_alone(study):
-    command = [
-        *(sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_qwen2_5_omni_cpu"),
-        *(f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", "trainer.total_epochs=1"),
-        *(
-            "data.train_batch_size=4",
-            "data.micro_batch_size_per_gpu=4",
-            STREAM,
-            f"trainer.default_local_dir={study / 'sft'}",
-        ),
-    ]
-    run(study, "sft", command)
-    changed = changed_weights(study / "base", study / "sft" / "global_step_3" / "huggingface")
-    assert any(name.startswith("thinker.model.layers") for name in changed)
-    assert not any("visual" in name or "audio_tower" in name for name in changed)
+def test_fine_tuning_trains_the_towers_where_it_is_told_to(study):
+    overrides = [f"model.path={study / 'base'}", f"data.train_files=[{study / 'data/sft.parquet'}]", STREAM]
+    overrides += ["+model.override_config.train_towers=true", f"trainer.default_local_dir={study / 'sft'}"]
+    overrides += ["trainer.total_epochs=1", "data.train_batch_size=4", "data.micro_batch_size_per_gpu=4"]
+    sft = [sys.executable, "-m", "verl.trainer.sft_trainer", "+recipe=emer_sft_qwen2_5_omni_cpu"]
+    run(study, "sft", [*sft, *overrides])
+    exported = study / "sft" / "global_step_3" / "huggingface"
+    parts = {".".join(name.split(".")[:2]) for name in changed_weights(study / "base", exported)}
+    assert parts == {"thinker.model", "thinker.lm_head", "thinker.visual", "thinker.audio_tower"}
+    evaluate = [sys.executable, "-m", "verl_omni", "evaluate", exported, "--data", study / "data/test.parquet"]
+    run(study, "evaluate", [*evaluate, "--max-tokens", "8", "--max-model-len", "304", "--out", study / "results"])
