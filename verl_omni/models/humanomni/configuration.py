@@ -69,10 +69,6 @@ class HumanOmniConfig(Qwen2Config):
             )
         super().__post_init__(**kwargs)
 
-    def to_dict(self) -> dict:
-        """As transformers', without what is a choice of the training run."""
-        return {name: value for name, value in super().to_dict().items() if name != "freeze_bert"}
-
     @property
     def num_video_tokens(self) -> int:
         """Placeholders of one video."""

@@ -128,7 +128,7 @@ class HumanOmniTowers:
         self.audio_projector = mlp(config.audio_config.d_model, config.hidden_size, config.hidden_size)
         self.bert_model = BertModel(config.bert_config)
         self.bert_gate = mlp(config.bert_config.hidden_size, GATE_WIDTH, 3)
-        self.freeze_bert = config.freeze_bert
+        self.freeze_bert = config.__dict__.pop("freeze_bert", False)  # a choice of the run, not saved with the model
         self.train(self.training)
 
     def train(self, mode: bool = True):

@@ -67,9 +67,8 @@ class Qwen2_5OmniProcessor(ChatMedia, upstream.Qwen2_5OmniProcessor):
         texts = [text] if isinstance(text, str) else list(text or [""])
         if use_audio_in_video:
             texts = list(map(self.one_stream, texts))
-        waves = None if audio is None else [np.asarray(wave, dtype=np.float32) for wave in audio]
         kwargs["use_audio_in_video"] = use_audio_in_video
-        return super().__call__(text=texts, images=images, videos=videos, audio=waves, **kwargs)
+        return super().__call__(text=texts, images=images, videos=videos, audio=audio, **kwargs)
 
     def one_stream(self, text: str) -> str:
         """A prompt whose videos' placeholders stand for their sound as well, as upstream has it in such streams."""
