@@ -44,11 +44,11 @@ def family_of(config: Any) -> ModuleType | None:
     return load(folder) if folder else None
 
 
-def family_in(directory: str | Path) -> ModuleType:
-    """The family of a model directory; ``InputError`` if it is none of ours."""
+def family_in(directory: str | Path, **kwargs: Any) -> ModuleType:
+    """The family of a model directory; ``InputError`` if it is none of ours. ``**kwargs`` go to ``AutoConfig``."""
     from transformers import AutoConfig
 
-    model_type = AutoConfig.from_pretrained(directory).model_type
+    model_type = AutoConfig.from_pretrained(directory, **kwargs).model_type
     if model_type not in FOLDERS:
         raise InputError(f"{directory}: model_type {model_type!r} in its config.json; known are {', '.join(FOLDERS)}")
     return load(FOLDERS[model_type])

@@ -115,11 +115,8 @@ def _hash(tensor: torch.Tensor) -> torch.Tensor:
     bits = tensor.contiguous().flatten().view(torch.uint8)
     words = nn.functional.pad(bits, (0, -len(bits) % (8 * ROW))).view(torch.int64).view(-1, ROW)  # [rows, ROW]
     columns, rows = _random(ROW, tensor.device), _random(len(words), tensor.device)
-    lanes = []
-    for lane in (0, 1):
-        row_hashes = (words * columns[lane]).sum(dim=1)
-        lanes.append(((row_hashes ^ (row_hashes >> 29)) * rows[lane]).sum())
-    return torch.stack(lanes)
+    row_hashes = (words * columns[:, None]).sum(dim=2)  # [2, rows]
+    return ((row_hashes ^ (row_hashes >> 29)) * rows).sum(dim=1)
 
 
 @lru_cache(maxsize=64)
