@@ -104,7 +104,7 @@ def test_uar_is_drawn_from_the_recalls_of_the_classes(tmp_path: Path) -> None:
     path = tmp_path / "grpo.jsonl"
     path.write_text(json.dumps({"step": 5, "data": recalls | {"val-aux/demo/recall/fear/mean@1": 0.0}}) + "\n")
     assert read_log(path)["val-aux/demo/UAR"] == [(5, 0.5)]
-    assert [chart["metric"] for chart in charts({"grpo": read_log(path)})] == ["val-aux/demo/UAR"]
+    assert [chart["metric"] for chart in charts({"grpo": read_log(path)}, {"grpo": 0})] == ["val-aux/demo/UAR"]
 
 
 def test_a_log_cut_off_in_its_last_line_is_read_up_to_there(tmp_path: Path) -> None:
@@ -125,14 +125,19 @@ def test_runs_share_a_panel_and_points_stay_in_the_box() -> None:
         "a": {"critic/rewards/mean": [(1, 0.0), (10, 2.0)], "unknown/metric": [(1, 1.0)]},
         "b": {"critic/rewards/mean": [(1, 1.0)], "actor/kl_loss": [(1, 3.0)]},
     }
-    found = charts(logs)
-    assert [(chart["metric"], [series["name"] for series in chart["series"]]) for chart in found] == [
+    found = charts(logs, {"a": 0, "b": 1})
+    assert [(chart["metric"], list(chart["series"])) for chart in found] == [
         ("critic/rewards/mean", ["a", "b"]),
         ("actor/kl_loss", ["b"]),
     ]
+    assert [[f"var(--c{colour})" in chart["svg"] for colour in (0, 1, 2)] for chart in found] == [
+        [True, True, False],
+        [False, True, False],
+    ]
     for chart in found:
-        for series in chart["series"]:
-            assert all(0 <= x <= 340 and 0 <= y <= 190 for x, y in series["points"])
+        width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', chart["svg"]).groups())
+        points = re.findall(r'<use xlink:href="\S+" x="(\S+)" y="(\S+)"', chart["svg"])
+        assert points and all(0 <= float(x) <= width and 0 <= float(y) <= height for x, y in points)
 
 
 # --- the page

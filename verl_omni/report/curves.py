@@ -5,26 +5,26 @@ Read are the ``file`` tracker's JSON lines, ``{"step": 1, "data": {"critic/rewar
 (``verl/utils/logger/aggregate_logger.py``).
 """
 
+import io
 import json
 import math
 import re
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
 import yaml
-from matplotlib.ticker import MaxNLocator
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from verl_omni.errors import InputError
 
 PANELS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text(encoding="utf-8"))
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RECALL = re.compile(r"(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+")  # of the reward manager `accuracy_format`
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # in an SVG
 CONSOLE = re.compile(r"\bstep:(\d+) - ")
 CONSOLE_PAIR = re.compile(rf"(?P<key>[^\s:]+):(?:np\.\w+\()?(?P<value>{NUMBER})\)?$")
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 190, 46, 12, 10, 24
 
 
 class LogError(InputError):
@@ -67,47 +67,32 @@ def _step_of(line: str) -> tuple[int, dict[str, float]]:
     return 0, {}
 
 
-def charts(logs: dict[str, dict[str, Points]]) -> list[dict]:
-    """The charts to draw, from logs by name (see ``read_log``): one a metric, with every log that has it."""
+def charts(logs: dict[str, dict[str, Points]], colours: dict[str, int]) -> list[dict]:
+    """The charts to show, from logs by name (see ``read_log``): one a metric, with every log that has it.
+
+    ``colours`` has the number of each log's colour among the page's (``--c0`` …).
+    """
     keys = sorted({key for metrics in logs.values() for key in metrics})
     notes: dict[str, str] = {}  # of each metric the first that fits
     for pattern, note in PANELS.items():
         notes |= {key: note for key in keys if re.fullmatch(pattern, key) and key not in notes}
     of = {key: {name: metrics[key] for name, metrics in logs.items() if key in metrics} for key in notes}
-    return [{"metric": key, "note": note} | _drawn(of[key]) for key, note in notes.items()]
+    return [{"metric": key, "note": notes[key], "series": of[key], "svg": _drawn(of[key], colours)} for key in notes]
 
 
-def _drawn(series: dict[str, Points]) -> dict:
-    """What the template draws: ticks, grid and one path per series, in SVG units."""
-    steps, values = zip(*chain.from_iterable(series.values()), strict=True)
-    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
-    x_ticks = _ticks(x_low, x_high, integer=True)
-    y_ticks = _ticks(min(values), max(values))
-    y_low, y_high = min(y_ticks), max(y_ticks)
-
-    def x(step: float) -> float:
-        return round(LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    return {
-        "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if x_low <= tick <= x_high],
-        "y_ticks": [(y(tick), f"{tick:.8g}") for tick in y_ticks],
-        "series": [
-            {
-                "name": name,
-                "path": "M" + "L".join(f"{x(step)},{y(value)}" for step, value in points),
-                "points": [(x(step), y(value)) for step, value in points] if len(points) <= 40 else [],
-                "last": f"{points[-1][1]:.4g}",
-                "steps": len(points),
-            }
-            for name, points in series.items()
-        ],
-    }
-
-
-def _ticks(low: float, high: float, integer: bool = False) -> list[float]:
-    if low == high:
-        low, high = low - 0.05 * abs(low), high + (0.05 * abs(high) or 1.0)
-    return [float(tick) for tick in MaxNLocator(nbins=5, integer=integer).tick_values(low, high)]
+def _drawn(series: dict[str, Points], colours: dict[str, int]) -> str:
+    """An ``<svg>`` in the page's own font and colours: variables of CSS, for which others stand while it is drawn."""
+    figure = Figure(figsize=(4.7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(axis="y", color="#0000ff", clip_on=False)
+    axes.locator_params(nbins=5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), color=f"#10000{colours[name]}", marker=".", clip_on=False)
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+    _, tag, svg = file.getvalue().partition("<svg")
+    return re.sub(r"#10000(\d)", r"var(--c\1)", tag + svg).replace("#0000ff", "var(--line)")

@@ -36,6 +36,7 @@ def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_c
     )
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
     models = list(dict.fromkeys(one.model for one in scores))
+    colours = {name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *metrics]))}
     normal = [one for one in scores if one.variant == NORMAL]
     measured = {one.model: {same.data_source: same for same in normal if same.model == one.model} for one in normal}
     ours = dict.fromkeys(one.data_source for one in scores if one.data_source not in PUBLISHED["R1-Omni"])
@@ -43,15 +44,14 @@ def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_c
         title=title or "Emotion recognition from picture and sound",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         models=models,
-        colours={name: i % 8 for i, name in enumerate(dict.fromkeys([*models, *metrics]))},
+        colours=colours,
         measured=measured,
         columns=[*ours, *PUBLISHED["R1-Omni"]],
         published=PUBLISHED,
         scores=normal,
         differences=differences(answers),
         modality=modality_rows(answers),
-        charts=curves.charts(metrics),
-        chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
+        charts=curves.charts(metrics, colours),
         cards=cards,
         rows=len({(answer.data_source, answer.id) for answer in answers}),
     )
