@@ -7,7 +7,6 @@ number of processes and machines may use the folder, ``VERL_OMNI_MEDIA_CACHE`` i
 ~/.cache/verl_omni/media, or under XDG_CACHE_HOME; 0: none), of at most ``VERL_OMNI_MEDIA_CACHE_GB`` (50).
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,8 +15,8 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from filelock import FileLock
 
 from verl_omni.media.audio import read_audio
 from verl_omni.media.resize import FrameFormat
@@ -166,17 +166,13 @@ class Store:
             path.unlink(missing_ok=True)
             total -= size
 
-    @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> AbstractContextManager:
         """Wait until no other process does ``name``; where the disk refuses the lock, all do: slower, not wrong."""
-        with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((self.folder / f"{name}.lock").open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                logger.warning("%s: no lock (%s); processes that check one corpus at once each decode it", name, error)
-            yield
+        try:
+            return FileLock(self.folder / f"{name}.lock", fallback_to_soft=False).acquire()
+        except OSError as error:
+            logger.warning("%s: no lock (%s); processes that check one corpus at once each decode it", name, error)
+            return nullcontext()
 
 
 @cache
