@@ -27,10 +27,10 @@ SUPPORTED = {"verl": ">=0.9.1,<0.10", "transformers": ">=5.9,<5.11", "vllm": ">=
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done to ``module`` right after its import: ``function`` is called with the module."""
+    """Something done to ``module`` right after its import: ``function`` is called with the module, or imported."""
 
     module: str  # of verl, vLLM or Hydra
-    function: str  # "package.module:function" of this package
+    function: str  # "package.module:function" of this package; a module alone registers itself
     why: str  # what would be missing without it; for an adjustment, also why no extension point does it
     patches: Sequence[str] = field(default=(), hash=False)  # diffs that replace it; none at an extension point
 
@@ -42,8 +42,10 @@ class Hook:
         INSTALLED.add(self)
 
         def apply(module: object) -> None:
-            package, name = self.function.split(":")
-            getattr(importlib.import_module(package), name)(module)
+            package, _, name = self.function.partition(":")
+            mine = importlib.import_module(package)
+            if name:
+                getattr(mine, name)(module)
 
         wrapt.register_post_import_hook(apply, self.module)
 
@@ -110,11 +112,6 @@ def mark_run(constants_ppo: ModuleType) -> None:
     """Set ``RUN`` in the environment of Ray's workers if the command line asks for this package."""
     if is_asked():
         constants_ppo.PPO_RAY_RUNTIME_ENV["env_vars"][RUN] = "1"
-
-
-def register_agent_loop(_: ModuleType) -> None:
-    """Register ``one_replica_agent`` with ``verl.experimental.agent_loop``: its module does so itself."""
-    import verl_omni.agent_loop  # noqa: F401
 
 
 def end_with_parent() -> None:

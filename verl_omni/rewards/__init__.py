@@ -9,7 +9,6 @@ this stays light.
 """
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 from verl_omni.rewards.answer import accuracy_reward, extract_answer, extract_explanation, format_reward
@@ -86,8 +85,3 @@ def compute_score(
         if name == "explanation":
             parts |= coherence(solution_str, ground_truth, **arguments)
     return {"score": score, **parts, "pred": extract_answer(solution_str)}
-
-
-def register_manager(reward_manager: ModuleType) -> None:
-    """Register ``accuracy_format`` with ``verl.experimental.reward_loop.reward_manager``: its module does so itself."""
-    import verl_omni.rewards.manager  # noqa: F401
