@@ -5,13 +5,14 @@ of an open vocabulary (MER-UniBench, arXiv 2501.16566).
 """
 
 from collections.abc import Sequence
+from statistics import harmonic_mean
 
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from verl_omni.errors import InputError
 from verl_omni.rewards.lexicon import emotion_of
-from verl_omni.rewards.wheel import emotion_list, harmonic_mean, sectors, set_scores
+from verl_omni.rewards.wheel import emotion_list, sectors, set_scores
 
 
 def war(labels: Sequence[str], predictions: Sequence[str]) -> float:
@@ -70,7 +71,7 @@ def wheel_score(labels: Sequence[str], predictions: Sequence[str], level: int = 
         level: 1 for the wheels' inner ring, 2 for the middle one.
     """
     averages = [np.mean(rows, axis=0).tolist() for rows in _scores_by_wheel(labels, predictions, level)]
-    wheels = [(harmonic_mean(precision, recall), precision, recall) for precision, recall in averages]
+    wheels = [(harmonic_mean(row), *row) for row in averages]
     return dict(zip(("f", "precision", "recall"), (100 * np.mean(wheels, axis=0)).tolist(), strict=True))
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from statistics import harmonic_mean
 
 from verl_omni.rewards.answer import extract_answer
 from verl_omni.rewards.lexicon import READ
@@ -61,11 +62,6 @@ def set_scores(true: Sequence[set[str]], predicted: Sequence[set[str]]) -> list[
     ]
 
 
-def harmonic_mean(precision: float, recall: float) -> float:
-    """Return F1; 0.0 if both are 0."""
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
 def wheel_reward(completion: str, label: str, level: int = 1) -> float:
     """Return F1 of the answer's set of emotions, on average over the wheels, 0 to 1.
 
@@ -76,7 +72,7 @@ def wheel_reward(completion: str, label: str, level: int = 1) -> float:
     """
     true, given = (emotion_list(extract_answer(text)) for text in (label, completion))
     scores = [score for score in set_scores(sectors(true, level), sectors(given, level)) if score]
-    return sum(harmonic_mean(*score) for score in scores) / len(scores) if scores else float(set(true) == set(given))
+    return sum(harmonic_mean(score) for score in scores) / len(scores) if scores else float(set(true) == set(given))
 
 
 def hit_reward(completion: str, label: str) -> float:
