@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.table import Table
@@ -16,10 +16,8 @@ from verl_omni.cli.tables import make_table, show
 from verl_omni.data.check import MODALITIES, NO_AUDIO_POLICIES
 from verl_omni.data.files import read_rows
 from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VIDEO_BLANKED, Answer
+from verl_omni.evaluation.scoring import Score, changed_share, score_all
 from verl_omni.prompts import QUESTIONS
-
-if TYPE_CHECKING:
-    from verl_omni.evaluation.scoring import Score  # scikit-learn is loaded when the scores are made
 
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_bytes())
 EPILOG = """writes to --out:
@@ -64,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from verl_omni.evaluation.answering import Settings, evaluate
-    from verl_omni.evaluation.scoring import score_all
     from verl_omni.platforms.cpu import default_dtype
 
     model = model_directory(args.model.resolve())
@@ -85,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     )
     scores = score_all(answers, args.normalize)
     scores_file = out.with_suffix(".scores.json")
-    scores_file.write_text(json.dumps([asdict(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
+    scores_file.write_text(json.dumps([vars(score) for score in scores], ensure_ascii=False, indent=2) + "\n")
     show(scores_table(scores, answers), explanations_table(scores))
     for score in scores:
         for words, count in score.normalized.items():
@@ -109,11 +106,10 @@ def fold_warnings(files: list[Path], trained_folds: list[str]) -> Iterator[str]:
             )
 
 
-def scores_table(scores: "list[Score]", answers: list[Answer]) -> Table:
+def scores_table(scores: list[Score], answers: list[Answer]) -> Table:
     """Scores by corpus and variant."""
-    from verl_omni.evaluation.scoring import changed_share
 
-    def row(score: "Score") -> list[str]:
+    def row(score: Score) -> list[str]:
         mine = [answer for answer in answers if answer.data_source == score.data_source]
         differing, compared = changed_share(mine, score.variant) if score.variant != NORMAL else (0, 0)
         return [
@@ -134,10 +130,10 @@ def scores_table(scores: "list[Score]", answers: list[Answer]) -> Table:
     )
 
 
-def explanations_table(scores: "list[Score]") -> Table:
+def explanations_table(scores: list[Score]) -> Table:
     """What the explanations are worth, and the answers as an open vocabulary."""
 
-    def row(score: "Score") -> list[str]:
+    def row(score: Score) -> list[str]:
         figures = [score.eea, score.epc, score.fcr, *score.mentions.values()]
         wheel = [score.wheel["f"], score.wheel["hit_rate"]] if score.wheel else []
         before, after = ([f"{figure:.1f}" for figure in some] for some in (figures, wheel))

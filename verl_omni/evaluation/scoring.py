@@ -7,14 +7,13 @@ the corpus's label set; both are listed.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from verl_omni.errors import InputError
 from verl_omni.evaluation.results import AUDIO_MUTED, NORMAL, VARIANTS, VIDEO_BLANKED, Answer
 from verl_omni.labels import canonical, label_set
 from verl_omni.metrics import eea, epc, fcr, hit_rate, uar, war, wheel_score
@@ -29,38 +28,12 @@ RESAMPLES = 2000
 Interval = tuple[float, float] | None
 
 
-@dataclass(frozen=True)
-class Score:
-    """Scores of one model on one corpus in one variant; shares and recalls in %.
+class Score(SimpleNamespace):
+    """Scores of one model on one corpus in one variant, as ``score`` makes them; shares and recalls in %.
 
     Intervals are 95 % percentile bootstraps over rows, or over actors where rows name them (clips of one actor resemble
     each other); None below two. EEA, EPC, FCR: ``verl_omni.metrics``, by the rules of ``verl_omni.rewards.lexicon``.
     """
-
-    model: str
-    data_source: str
-    variant: str
-    rows: int  # answered or not
-    war: float
-    uar: float
-    war_interval: Interval
-    uar_interval: Interval
-    recall: dict[str, float]  # by class present in the ground truth
-    support: dict[str, int]  # rows by class
-    labels: list[str]  # rows and columns of `confusion`; the last takes answers outside the set, and failures
-    confusion: list[list[int]]  # counts [true][predicted]
-    format_rate: float  # rows in the format <think>…</think> <answer>…</answer>
-    out_of_set: dict[str, int]  # answers outside the label set, with their number
-    failures: list[tuple[str, str]]  # (id, reason) of rows without an answer
-    truncated: int  # answers cut off at the token limit
-    consistency: dict[str, int]  # rows whose explanation is consistent, contradicting or silent
-    eea: float
-    epc: float
-    fcr: float
-    mentions: dict[str, float]  # share of the explanations that mention `sight`, and `sound`
-    hallucinations: int  # rows whose explanation mentions a sense that the model was not given
-    wheel: dict[str, float] | None  # emotion wheels' f, precision, recall, hit_rate; None if no label is in one
-    normalized: dict[str, int]  # words that were counted as another one, if that was asked for, with their number
 
 
 def explanation(answer: Answer) -> str:
@@ -124,26 +97,34 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
         model=model,
         data_source=data_source,
         variant=variant,
-        rows=len(answers),
+        rows=len(answers),  # answered or not
         war=war(truth, predicted),
         uar=uar(truth, predicted),
         war_interval=war_interval,
         uar_interval=uar_interval,
+        # by class present in the ground truth
         recall={word: 100.0 * matrix[i, i] / support[word] for i, word in enumerate(known) if word in support},
-        support=support,
-        labels=[*known, OTHER],
-        confusion=matrix.tolist(),
+        support=support,  # rows by class
+        labels=[*known, OTHER],  # rows and columns of `confusion`; the last takes answers outside the set, and failures
+        confusion=matrix.tolist(),  # counts [true][predicted]
+        # rows in the format <think>…</think> <answer>…</answer>
         format_rate=100.0 * sum(format_reward(answer.completion) for answer in answers) / len(answers),
+        # answers outside the label set, with their number
         out_of_set=dict(Counter(word for _, word in answered if word not in known).most_common()),
-        failures=[(answer.id, answer.error) for answer in answers if answer.error],
-        truncated=sum(answer.finish_reason == "length" for answer in answers),
+        failures=[(answer.id, answer.error) for answer in answers if answer.error],  # (id, reason)
+        truncated=sum(answer.finish_reason == "length" for answer in answers),  # cut off at the token limit
+        # rows whose explanation is consistent, contradicting or silent
         consistency=dict(Counter(consistency(explanation(answer), word) for answer, word in answered)),
         eea=eea(truth, explained),
         epc=epc(predicted, explained),
         fcr=fcr(truth, predicted, explained),
+        # share of the explanations that mention a sense
         mentions={s: 100.0 * sum(s in senses for senses in mentioned) / len(answers) for s in ("sight", "sound")},
+        # rows whose explanation mentions a sense that the model was not given
         hallucinations=sum(bool(said - senses_given(a)) for said, a in zip(mentioned, answers, strict=True)),
+        # f, precision, recall, hit_rate; None if no label is in an emotion wheel
         wheel=wheel_score(truth, predicted) | {"hit_rate": hit_rate(truth, predicted)} if in_wheel else None,
+        # words that were counted as another one, if that was asked for, with their number
         normalized=dict(normalized.most_common()),
     )
 
@@ -175,33 +156,30 @@ def intervals(truth: list[str], predicted: list[str], groups: list[str] | None =
     return (war_low, war_high), (uar_low, uar_high)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much better one model is than another on the same rows."""
-
-    model: str
-    other: str
-    data_source: str
-    rows: int  # that both models have
-    groups: int  # the actors (or rows, where none are named) that they come from
-    war: float  # difference of WAR in points, `model` less `other`
-    p_value: float  # two-sided, of a permutation test that exchanges the two models' answers actor by actor
+class Difference(SimpleNamespace):
+    """How much better one model is than another on the same rows, as ``difference`` finds it."""
 
 
 def difference(model: list[Answer], other: list[Answer]) -> Difference:
-    """Compare two models on one corpus, unchanged rows only; ``InputError`` if they have none in common."""
-    right = [{a.id: prediction(a) == a.label for a in answers if a.variant == NORMAL} for answers in (model, other)]
-    both = [answer for answer in model if answer.variant == NORMAL and answer.id in right[1]]
-    if not both:
-        raise InputError(f"{model[0].model} and {other[0].model} have no row in common")
+    """Compare two models by their answers to rows of one corpus, of which some are the same."""
+    theirs = {answer.id: prediction(answer) == answer.label for answer in other}
+    both = [answer for answer in model if answer.id in theirs]
     gains: Counter[str] = Counter()
     for answer in both:
-        gains[answer.actor or answer.id] += int(right[0][answer.id]) - int(right[1][answer.id])
+        gains[answer.actor or answer.id] += int(prediction(answer) == answer.label) - int(theirs[answer.id])
     gain = np.array(list(gains.values()))
     signs = np.random.default_rng(0).choice([-1, 1], size=(9999, len(gain)))
     as_large = (np.abs(signs @ gain) >= abs(gain.sum())).sum()
-    names = (model[0].model, other[0].model, model[0].data_source)
-    return Difference(*names, len(both), len(gain), 100.0 * gain.sum() / len(both), (as_large + 1) / (9999 + 1))
+    return Difference(
+        model=model[0].model,
+        other=other[0].model,
+        data_source=model[0].data_source,
+        rows=len(both),  # that both models have
+        groups=len(gain),  # the actors (or rows, where none are named) that they come from
+        war=100.0 * gain.sum() / len(both),  # difference of WAR in points, `model` less `other`
+        # two-sided, of a permutation test that exchanges the two models' answers actor by actor
+        p_value=(as_large + 1) / (9999 + 1),
+    )
 
 
 def score_all(answers: list[Answer], normalize: bool = False) -> list[Score]:
