@@ -185,7 +185,7 @@ def share_in_attention(attend: Attention, varlen: bool) -> Attention:
 
     With ``varlen`` it takes packed sequences (``cu_seq_lens_q``, ``cu_seq_lens_k``), causal from the bottom right.
     """
-    inner = packed_attention if varlen else padded_attention
+    inner = packed_attention if varlen else looped_attention
 
     @wraps(attend)
     def attend_with_prompts(module, query, key, value, attention_mask, *, shared_prompts=None, **kwargs):
@@ -217,21 +217,15 @@ def packed_attention(attend, module, query, key, value, queries: list[int], keys
     )[0]  # fmt: skip
 
 
-def padded_attention(attend, module, query, key, value, queries: list[int], keys: list[int], **kwargs) -> torch.Tensor:
-    """As ``packed_attention``, for an attention that takes one length: padded on the right, and masked."""
-
-    def padded(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:  # -> [R, heads, longest, D]
-        rows = states[0].transpose(0, 1).split(lengths)
-        return pad_sequence(list(rows), batch_first=True).transpose(1, 2)
-
-    mask = None  # causal, which leaves out the padding of prompts
-    if queries != keys:
-        last = torch.tensor(keys, device=query.device) - torch.tensor(queries, device=query.device)  # [R]
-        seen = last[:, None] + torch.arange(max(queries), device=query.device)  # [R, Q]
-        mask = (torch.arange(max(keys), device=query.device) <= seen[..., None])[:, None]  # [R, 1, Q, K]
-    states = padded(query, queries), padded(key, keys), padded(value, keys)
-    output, _ = attend(module, *states, mask, **kwargs)  # [R, longest, heads, D]
-    return torch.cat([row[:length] for row, length in zip(output, queries, strict=True)])[None]
+def looped_attention(attend, module, query, key, value, queries: list[int], keys: list[int], **kwargs) -> torch.Tensor:
+    """As ``packed_attention``, for an attention that does not know where in a row another sequence begins."""
+    outputs = []
+    for q, k, v in zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True):
+        mask = None  # causal
+        if q.shape[2] != k.shape[2]:
+            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])[None, None]
+        outputs.append(attend(module, q, k, v, mask, **kwargs)[0])  # [1, Q, heads, D]
+    return torch.cat(outputs, dim=1)
 
 
 def can_share(attention: str) -> bool:
