@@ -125,18 +125,15 @@ class HumanOmniMultiModalProcessor(BaseMultiModalProcessor[HumanOmniProcessingIn
     def _collapse(self, prompt: list[int], mm_items: MultiModalDataItems) -> list[int]:
         """Leave one placeholder of each expanded run, and check that there is one for each item."""
         lengths = {token: (modality, length) for modality, token, length in self.info.placeholders()}
-        collapsed: list[int] = []
-        for token, group in groupby(prompt):
-            run = len(list(group))
-            if token in lengths:
-                modality, expanded = lengths[token]
-                if run not in (1, expanded):
-                    raise ValueError(
-                        f"The prompt has {run} {modality} placeholders (id {token}) in a row; "
-                        f"expected 1, or {expanded} if the ids are expanded already."
-                    )
-                run = 1
-            collapsed += [token] * run
+        runs = [(token, len(list(group))) for token, group in groupby(prompt)]
+        for token, run in runs:
+            modality, expanded = lengths.get(token, ("", run))
+            if run not in (1, expanded):
+                raise ValueError(
+                    f"The prompt has {run} {modality} placeholders (id {token}) in a row; "
+                    f"expected 1, or {expanded} if the ids are expanded already."
+                )
+        collapsed = [token for token, run in runs for _ in range(1 if token in lengths else run)]
         for token, (modality, _) in lengths.items():
             count, items = collapsed.count(token), mm_items.get_count(modality, strict=False)
             if count != items:
