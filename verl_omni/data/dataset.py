@@ -152,13 +152,10 @@ class OmniSFTDataset(MultiTurnSFTDataset):
 
     def _build_messages(self, example: dict[str, Any]) -> list[dict]:
         """Return the messages with frames and waves in place of ``<video>`` and ``<audio>``."""
-        messages = conversation(example[self.messages_key], example.get("videos"), example.get("audios"))
-        for item in content_items(messages):
-            if item["type"] == "video":
-                item["video"] = read_frames(item["video"], self.config.num_frames, frame_format_of(self.config))
-            elif item["type"] == "audio":
-                item["audio"] = read_sound(item["audio"])
-        return messages
+        wanted = self.config.num_frames, frame_format_of(self.config)
+        frames = [read_frames(video, *wanted) for video in example.get("videos") or []]
+        waves = [read_sound(audio) for audio in example.get("audios") or []]
+        return conversation(example[self.messages_key], frames, waves)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         # Rows without media have the key as well: verl's collator looks for the first row's keys in all.
