@@ -14,7 +14,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -32,14 +33,10 @@ class Hook:
     module: str  # of verl, vLLM or Hydra
     function: str  # "package.module:function" of this package; a module alone registers itself
     why: str  # what would be missing without it; for an adjustment, also why no extension point does it
-    patches: Sequence[str] = field(default=(), hash=False)  # diffs that replace it; none at an extension point
+    patches: Sequence[str] = ()  # diffs that replace it; none at an extension point
 
     def install(self) -> None:
         import wrapt  # here and not above: where it is missing, `register` says so
-
-        if self in INSTALLED:
-            return
-        INSTALLED.add(self)
 
         def apply(module: object) -> None:
             package, _, name = self.function.partition(":")
@@ -50,7 +47,6 @@ class Hook:
         wrapt.register_post_import_hook(apply, self.module)
 
 
-INSTALLED: set[Hook] = set()
 RUN = "VERL_OMNI_RUN"  # set in the environment of vLLM's processes that this package's commands and runs start
 problem = ""  # why nothing is registered
 # Words on a command line of verl that ask for this package.
@@ -87,8 +83,9 @@ def check_distribution() -> None:
         )
 
 
+@cache  # once in a process
 def register() -> None:
-    """Install the table's rows; each takes effect once, when its module is imported.
+    """Install the table's rows; each takes effect when its module is imported.
 
     Where that cannot be done, nothing is installed, and a warning says why: verl and vLLM go on for others' runs.
 

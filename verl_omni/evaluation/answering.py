@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,8 +40,6 @@ from verl_omni.prompts import asked
 IN_FLIGHT = 256  # requests handed to vLLM at once; bounds the media held in memory
 
 Job = tuple[list[Answer], dict[str, Any]]  # a row's answers, without a completion, and what vLLM is to be asked
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def evaluate(
             # A decoder that dies of a file costs that row, and not the evaluation.
             with progress, closing(Children()) as children:
                 waiting = (item for item in todo if item[1])
-                jobs = prefetch(lambda item: load(*item, processor, children.call, settings), waiting)
+                jobs = prefetch(partial(load, processor=processor, call=children.call, settings=settings), waiting)
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
@@ -183,11 +182,11 @@ def load(row: Row, answers: list[Answer], processor: Any, call: Call, settings: 
     return answers, request
 
 
-def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def prefetch(function: Callable[..., Job], items: Iterable[tuple]) -> Iterator[Job]:
     """``map`` in threads (decoders release the GIL), in order, only a few items ahead."""
     workers = min(os.cpu_count() or 1, 16)
     with ThreadPoolExecutor(workers) as pool:
-        calls = (pool.submit(function, item) for item in items)
+        calls = (pool.submit(function, *item) for item in items)
         ahead = deque(islice(calls, 2 * workers))
         while ahead:
             ahead.extend(islice(calls, 1))

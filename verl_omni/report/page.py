@@ -28,11 +28,7 @@ def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_c
     cards = make_cards(answers, max_clips)
     metrics = {name_of(path, logs): curves.read_log(path) for path in logs}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("verl_omni.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("verl_omni.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["title_of"] = lambda corpus: TITLES.get(corpus, corpus)
     models = list(dict.fromkeys(one.model for one in scores))
