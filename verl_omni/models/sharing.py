@@ -29,10 +29,9 @@ class SharedPrompts:
 
     unique: torch.Tensor  # [U], where in the flattened batch the computed tokens stand
     inverse: torch.Tensor  # [N], which of the computed tokens each of the batch is; 0 for padding
-    prompts: list[int]  # length of each
-    answers: list[int]  # length of each
-    keys: torch.Tensor  # [keys of all answers], the tokens that each attends to, its prompt and itself
-    lengths: list[int]  # number of those of each answer
+    queries: list[int]  # length of each prompt and of each answer
+    keys: torch.Tensor  # [keys of all], the computed tokens that each attends to: a prompt itself, an answer both
+    lengths: list[int]  # number of those of each
 
 
 def rows_of(
@@ -138,16 +137,10 @@ def share_prompts(rows: torch.Tensor, leaders: torch.Tensor, common: torch.Tenso
     inverse = rows.new_zeros(tokens)
     inverse[unique] = torch.arange(len(unique), device=rows.device)
     inverse[rows[valid]] = inverse[torch.where(prompts | answers, rows, rows[leaders])[valid]]
-    lengths = answers.sum(1)
-    answered = lengths > 0
-    return SharedPrompts(
-        unique,
-        inverse,
-        prompts=prompts.sum(1)[leads].tolist(),
-        answers=lengths[answered].tolist(),
-        keys=inverse[rows[valid & answered[:, None]]],
-        lengths=valid.sum(1)[answered].tolist(),
-    )
+    answered, of_prompts = answers.any(1), prompts.sum(1)[leads].tolist()
+    keys = inverse[torch.cat([rows[prompts], rows[valid & answered[:, None]]])]
+    queries, lengths = (of_prompts + each.sum(1)[answered].tolist() for each in (answers, valid))
+    return SharedPrompts(unique, inverse, queries, keys, lengths)
 
 
 def decode_shared(
@@ -192,13 +185,9 @@ def share_in_attention(attend: Attention, varlen: bool) -> Attention:
         if shared_prompts is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         kwargs.pop("position_ids", None)  # they would be taken for those of packed sequences
-        end, plan = sum(shared_prompts.prompts), shared_prompts
-        states = (query[:, :, :end], key[:, :, :end], value[:, :, :end])
-        outputs = [inner(attend, module, *states, plan.prompts, plan.prompts, **kwargs)]
-        if plan.answers:
-            states = (query[:, :, end:], key[:, :, plan.keys], value[:, :, plan.keys])
-            outputs.append(inner(attend, module, *states, plan.answers, plan.lengths, **kwargs))
-        return torch.cat(outputs, dim=1), None
+        plan: SharedPrompts = shared_prompts
+        states = query, key[:, :, plan.keys], value[:, :, plan.keys]
+        return inner(attend, module, *states, plan.queries, plan.lengths, **kwargs), None
 
     attend_with_prompts.knows_shared_prompts = True
     return attend_with_prompts
