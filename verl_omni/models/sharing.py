@@ -185,9 +185,8 @@ def share_in_attention(attend: Attention, varlen: bool) -> Attention:
         if shared_prompts is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         kwargs.pop("position_ids", None)  # they would be taken for those of packed sequences
-        plan: SharedPrompts = shared_prompts
-        states = query, key[:, :, plan.keys], value[:, :, plan.keys]
-        return inner(attend, module, *states, plan.queries, plan.lengths, **kwargs), None
+        states = query, key[:, :, shared_prompts.keys], value[:, :, shared_prompts.keys]
+        return inner(attend, module, *states, shared_prompts.queries, shared_prompts.lengths, **kwargs), None
 
     attend_with_prompts.knows_shared_prompts = True
     return attend_with_prompts
@@ -223,5 +222,4 @@ def can_share(attention: str) -> bool:
 
 
 for name in ("sdpa", "flash_attention_2", "flash_attention_3"):
-    if not can_share(name):
-        AttentionInterface.register(name, share_in_attention(ALL_ATTENTION_FUNCTIONS[name], varlen=name != "sdpa"))
+    AttentionInterface.register(name, share_in_attention(ALL_ATTENTION_FUNCTIONS[name], varlen=name != "sdpa"))
