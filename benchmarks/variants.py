@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from verl_omni.study.demo import cost, metrics_of
+from verl_omni.study.demo import cost
 
 FORMATS = {
     "accuracy, %": "{:.1f}",
@@ -33,7 +33,7 @@ def figures_of(out: Path) -> pd.DataFrame:
         scores = json.loads((out / "results" / f"{name}.scores.json").read_text())
         normal = next(score for score in scores if score["variant"] == "normal")
         contradicting = normal["consistency"].get("contradicting", 0)
-        models[name] = [normal["war"], normal["epc"], contradicting, *cost(metrics_of(out, name))]
+        models[name] = [normal["war"], normal["epc"], contradicting, *cost(out, name)]
     return pd.DataFrame.from_dict(models, orient="index", columns=list(FORMATS))
 
 

@@ -25,7 +25,7 @@ from verl_omni.media import read_audio, read_video
 from verl_omni.models.families import FOLDERS
 from verl_omni.recipe import shipped
 from verl_omni.rewards import compute_score
-from verl_omni.study.demo import FAMILIES, Demo, cost, metrics_of
+from verl_omni.study.demo import FAMILIES, Demo, cost
 
 SIZES = {"n_train": 16, "n_test": 8, "n_sft": 8}
 SMALL = {"n_train": 4, "n_test": 4, "n_sft": 4}
@@ -158,9 +158,9 @@ def test_the_cost_of_a_run_is_read_from_verls_metrics(tmp_path):
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / "logs" / f"{name}.1.jsonl").write_text(text)
-    assert cost(metrics_of(tmp_path, "R1-Omni")) == [23.0, 5.0]
-    assert cost(metrics_of(tmp_path, "R1-Omni+rloo")) == [23.0, 2.5]
-    assert cost(metrics_of(tmp_path, "EMER-SFT")) == []
+    assert cost(tmp_path, "R1-Omni") == [23.0, 5.0]
+    assert cost(tmp_path, "R1-Omni+rloo") == [23.0, 2.5]
+    assert cost(tmp_path, "EMER-SFT") == []
 
 
 A_LONG_STAGE = """

@@ -130,7 +130,7 @@ def summary(demo: Demo) -> Table:
         normal, blanked, muted = (by_variant[variant] for variant in VARIANTS)
         shares = [normal["war"], normal["uar"], normal["format_rate"], blanked["war"], muted["war"], normal["epc"]]
         other = f"{normal['consistency'].get('contradicting', 0)} of {normal['rows']}"
-        costs = cost(metrics_of(demo.out, name)) if demo.variants else []
+        costs = cost(demo.out, name) if demo.variants else []
         return [name, *map("{:.1f}".format, shares), other, *map("{:.1f}".format, costs)]
 
     columns = ["model", "accuracy", "UAR", "format", "without video", "without sound", "EPC", "other emotion"]
@@ -139,16 +139,12 @@ def summary(demo: Demo) -> Table:
     return make_table(columns, map(row, demo.models), left=("model",), title=title)
 
 
-def cost(metrics: dict[str, list[tuple[int, float]]]) -> list[float]:
+def cost(out: Path, name: str) -> list[float]:
     """Tokens an answer at the end, and the median step's seconds; nothing for a model that GRPO did not train."""
+    metrics = read_log(*sorted((out / "logs").glob(f"{name}.*.jsonl")))  # of a run that was resumed, all its parts
     if "response_length/mean" not in metrics:
         return []
     return [metrics["response_length/mean"][-1][1], median(seconds for _, seconds in metrics["timing_s/step"])]
-
-
-def metrics_of(out: Path, name: str) -> dict[str, list[tuple[int, float]]]:
-    """A run's metrics by step, as verl logged them; of a run that was resumed, all its parts."""
-    return read_log(*sorted((out / "logs").glob(f"{name}.*.jsonl")))
 
 
 def run_stages(demo: Demo) -> None:
