@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
+from verl_omni.cli.tables import make_table, show
+
+COLOURED = {"ok": "[green]ok", "note": "[yellow]note", "error": "[red]error"}
 ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
 GIB = 2**30
 MODEL_COPIES = 8  # of a bfloat16 model in a checkpoint, at most: weights, Adam's two moments and export in float32
@@ -50,11 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([vars(one) for one in findings], indent=1))
     else:
-        table = Table("what", "found", "", "remedy")
-        for one in findings:
-            colour = {"ok": "green", "note": "yellow", "error": "red"}[one.status]
-            table.add_row(one.what, one.found, f"[{colour}]{one.status}", one.remedy)
-        Console().print(table)
+        columns = ("what", "found", "status", "remedy")
+        rows = ([one.what, one.found, COLOURED[one.status], one.remedy] for one in findings)
+        show(make_table(columns, rows, left=columns, title=""))
     return int(any(one.status == "error" for one in findings))
 
 

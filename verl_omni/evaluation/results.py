@@ -5,11 +5,10 @@ and variant. A run that finds a key on file does not compute that answer again.
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
@@ -125,7 +124,7 @@ class ResultsFile(AbstractContextManager["ResultsFile"]):
 
 def _append(file: BufferedWriter, answers: Iterable[Answer]) -> None:
     try:
-        file.write(b"".join(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n" for answer in answers))
+        file.write(b"".join(ANSWER.dump_json(answer) + b"\n" for answer in answers))
         file.flush()
         os.fsync(file.fileno())
     except OSError as error:
