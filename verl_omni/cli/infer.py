@@ -27,9 +27,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.model = model_directory(args.model)
+    import torch
+
+    from verl_omni.models.families import family_in
+    from verl_omni.platforms.cpu import default_dtype
+
+    model = model_directory(args.model)
     senses = senses_of(args.clip)
-    completion = infer(args, senses)
+    family = family_in(model)
+    processor = family.load_processor(model)
+    wanted = processor.num_frames, processor.frame_format()
+    read: dict[str, tuple] = {"video": (decode_frames, str(args.clip), *wanted), "audio": (read_audio, str(args.clip))}
+    with closing(Children()) as children:  # since damaged clips make decoders abort
+        items = [{"type": sense, sense: children.call(*read[sense])} for sense in senses]
+    messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(args.ask)}]}]
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
+    network = family.load_model(model, dtype=default_dtype())
+    network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    output = network.generate(
+        **inputs.to(network.device, dtype=network.dtype),
+        do_sample=False,
+        max_new_tokens=args.max_tokens,
+        repetition_penalty=args.repetition_penalty,
+    )
+    completion = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     if senses != ["video", "audio"]:
         print(f"note: {args.clip} has {'picture' if senses == ['video'] else 'sound'} only", file=sys.stderr)
     print(f"think:  {extract_explanation(completion) or '(none)'}")
@@ -53,31 +76,3 @@ def senses_of(clip: Path) -> list[str]:
     if not senses:
         raise MediaError(f"{clip}: neither picture nor sound in it; give a video, a gif or a sound file")
     return senses
-
-
-def infer(args: argparse.Namespace, senses: list[str]) -> str:
-    """Greedy completion for a clip; ``MediaError`` if it does not decode."""
-    import torch
-
-    from verl_omni.models.families import family_in
-    from verl_omni.platforms.cpu import default_dtype
-
-    family = family_in(args.model)
-    processor = family.load_processor(args.model)
-    wanted = processor.num_frames, processor.frame_format()
-    read: dict[str, tuple] = {"video": (decode_frames, str(args.clip), *wanted), "audio": (read_audio, str(args.clip))}
-    with closing(Children()) as children:  # since damaged clips make decoders abort
-        items = [{"type": sense, sense: children.call(*read[sense])} for sense in senses]
-    messages = [{"role": "user", "content": [*items, {"type": "text", "text": instruction(args.ask)}]}]
-    inputs = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
-    )
-    network = family.load_model(args.model, dtype=default_dtype())
-    network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    output = network.generate(
-        **inputs.to(network.device, dtype=network.dtype),
-        do_sample=False,
-        max_new_tokens=args.max_tokens,
-        repetition_penalty=args.repetition_penalty,
-    )
-    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
