@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoProcessor, RepetitionPenaltyL
 from benchmarks.faults import claim_a_billion_frames
 from verl_omni.__main__ import main
 from verl_omni.cli.evaluate import fold_warnings
-from verl_omni.data.check import SILENCE, settle_sounds
+from verl_omni.data.check import SILENCE, RowsError, settle_sounds
 from verl_omni.data.dataset import OmniRLHFDataset
 from verl_omni.data.files import read_rows
 from verl_omni.data.row import conversation
 from verl_omni.evaluation.answering import Settings, ask, load, load_rows, plan, start_engine, varied
-from verl_omni.evaluation.results import ResultsError, read_answers
+from verl_omni.evaluation.results import read_answers
 from verl_omni.evaluation.scoring import changed_share, score_all
 from verl_omni.labels import options
 from verl_omni.media.child import Children
@@ -93,7 +93,7 @@ def test_a_variant_needs_the_sense_it_takes_away(tmp_path: Path) -> None:
 def test_rows_that_share_an_id_are_refused(tmp_path: Path) -> None:
     clip = str(CLIPS / "landscape.mp4")
     rows = load_rows([str(rows_file(tmp_path, [rl_row(0, clip), rl_row(0, clip)]))])
-    with pytest.raises(ResultsError, match=r"row 1: its extra_info\.id 'demo/0' is also that of"):
+    with pytest.raises(RowsError, match=r"row 1: its extra_info\.id 'demo/0' is also that of"):
         plan(rows, "R1", ["normal"], [])
 
 

@@ -16,17 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from verl_omni.adjustments.vllm_cpu_name import answer_for_vllm
-from verl_omni.data.check import MODALITIES, Row, keep_modalities, load_rows, settle_sounds
+from verl_omni.data.check import MODALITIES, Row, RowsError, keep_modalities, load_rows, settle_sounds
 from verl_omni.data.row import TAGS, PromptRow
 from verl_omni.errors import InputError
-from verl_omni.evaluation.results import (
-    AUDIO_MUTED,
-    VIDEO_BLANKED,
-    Answer,
-    ResultsError,
-    ResultsFile,
-    model_fingerprint,
-)
+from verl_omni.evaluation.results import AUDIO_MUTED, VIDEO_BLANKED, Answer, ResultsFile, model_fingerprint
 from verl_omni.labels import options
 from verl_omni.media import MediaError
 from verl_omni.media.child import Children
@@ -80,8 +73,8 @@ def evaluate(
         The answers of all rows, in the order of rows and variants.
 
     Raises:
-        RowsError: Rows that do not fit the schema; none left without those of clips without sound.
-        ResultsError: Rows without an id of their own, or a results file in use.
+        RowsError: Rows that do not fit the schema, or share an id; none left without those of clips without sound.
+        ResultsError: A results file in use.
     """
     processor = family_in(model).load_processor(model)
     if settings.use_audio_in_video and not hasattr(processor, "one_stream"):
@@ -99,14 +92,14 @@ def evaluate(
     with ResultsFile(out, keys) as results:
         if results.superseded:
             print(f"{out}: {results.superseded} answers were made with other settings; moved to {out}.superseded")
-        todo = [(row, [a for a in answers if a.key not in results.answers]) for row, answers in planned]
-        if remaining := sum(len(answers) for _, answers in todo):
+        unanswered = ((row, [a for a in answers if a.key not in results.answers]) for row, answers in planned)
+        if todo := [(row, answers) for row, answers in unanswered if answers]:
             llm = start_engine(model, settings, engine)
+            remaining = sum(len(answers) for _, answers in todo)
             progress = tqdm(total=total, initial=total - remaining, desc=f"evaluate {name}", unit="answer")
             # A decoder that dies of a file costs that row, and not the evaluation.
             with progress, closing(Children()) as children:
-                waiting = (item for item in todo if item[1])
-                jobs = prefetch(partial(load, processor=processor, call=children.call, settings=settings), waiting)
+                jobs = prefetch(partial(load, processor=processor, call=children.call, settings=settings), todo)
                 for answer in answer_jobs(llm, jobs, settings, processor.image_processor.image_mean):
                     results.add(answer)
                     progress.update()
@@ -140,7 +133,7 @@ def plan(rows: list[Row], name: str, variants: Sequence[str], common_to_all: lis
     for row in tqdm(rows, desc="identify media", unit="row"):
         data, row_id = row.data, id_of(row)
         if row_id in seen:
-            raise ResultsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
+            raise RowsError(f"{row}: its extra_info.id {row_id!r} is also that of {seen[row_id]}; make ids distinct")
         seen[row_id] = row
         videos, audios = [data.get(key) or [] for key in ("videos", "audios")]
         absent = {VIDEO_BLANKED: not videos, AUDIO_MUTED: not audios}  # the sense that a variant would take away
@@ -255,8 +248,7 @@ def blank_video(frames: np.ndarray, image_mean: list[float]) -> np.ndarray:
 
     The model sees them as zeros: nothing of the clip is left, not even its brightness.
     """
-    colour = np.array([int(channel * 255) for channel in image_mean], dtype=np.uint8)
-    return np.broadcast_to(colour, frames.shape).copy()
+    return np.full_like(frames, [int(channel * 255) for channel in image_mean])
 
 
 def varied(request: dict[str, Any], variant: str, image_mean: list[float]) -> dict[str, Any]:
