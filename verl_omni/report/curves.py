@@ -11,8 +11,8 @@ import math
 import re
 from contextlib import suppress
 from pathlib import Path
-from statistics import fmean
 
+import pandas as pd
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ from verl_omni.errors import InputError
 
 PANELS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text(encoding="utf-8"))
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-RECALL = re.compile(r"(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+")  # of the reward manager `accuracy_format`
+RECALL = re.compile(r"^(?P<corpus>val-\w+/.+)/recall/[^/]+/mean@\d+$")  # of the reward manager `accuracy_format`
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # in an SVG
 CONSOLE = re.compile(r"\bstep:(\d+) - ")
 CONSOLE_PAIR = re.compile(rf"(?P<key>[^\s:]+):(?:np\.\w+\()?(?P<value>{NUMBER})\)?$")
@@ -36,23 +36,18 @@ Points = list[tuple[int, float]]  # a metric's (step, value)
 
 def read_log(*paths: str | Path) -> dict[str, Points]:
     """Points of every metric of a log, UAR among them; ``LogError`` without any. Several are a resumed run's parts."""
-    points: dict[str, dict[int, float]] = {}
-    recalls: dict[tuple[str, int], list[float]] = {}
+    steps: dict[int, dict[str, float]] = {}
     for line in (line for path in paths for line in Path(path).read_text("utf-8", "replace").splitlines()):
         step, data = _step_of(line)
-        for key, value in data.items():
-            if math.isfinite(value):
-                points.setdefault(key, {})[step] = value
-    if paths and not points:
+        steps.setdefault(step, {}).update({key: value for key, value in data.items() if math.isfinite(value)})
+    if paths and not any(steps.values()):
         found = f"{', '.join(map(str, paths))}: no training step found"
         raise LogError(f"{found}; expected verl's `file` tracker (jsonl) or its console output")
-    for key in points:  # verl logs means over rows, which UAR is not: it is the mean of the classes' recalls
-        if match := RECALL.fullmatch(key):
-            for step, value in points[key].items():
-                recalls.setdefault((f"{match['corpus']}/UAR", step), []).append(value)
-    for (key, step), values in recalls.items():
-        points.setdefault(key, {})[step] = fmean(values)
-    return {key: sorted(values.items()) for key, values in points.items()}
+    table = pd.DataFrame.from_dict(steps, orient="index").sort_index()  # [steps, metrics]
+    # verl logs means over rows, which UAR is not: it is the mean of the classes' recalls.
+    corpora = table.columns.astype(str).str.extract(RECALL, expand=False) + "/UAR"
+    table = table.join(table.T.groupby(corpora).mean().T)
+    return {key: list(values.dropna().items()) for key, values in table.items()}
 
 
 def _step_of(line: str) -> tuple[int, dict[str, float]]:

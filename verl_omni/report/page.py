@@ -1,6 +1,7 @@
 """The report page: what the template shows, gathered from results files and logs."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -26,7 +27,9 @@ def write_report(results: Sequence[Path], logs: Sequence[Path], out: Path, max_c
     answers = gather(results)
     scores = scoring.score_all(answers)
     cards = make_cards(answers, max_clips)
-    metrics = {name_of(path, logs): curves.read_log(path) for path in logs}
+    shared = Counter(path.stem for path in logs)  # the name of a log, with its folder where several have it
+    names = [path.stem if shared[path.stem] == 1 else f"{path.parent.name}/{path.stem}" for path in logs]
+    metrics = {name: curves.read_log(path) for name, path in zip(names, logs, strict=True)}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("verl_omni.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -71,12 +74,6 @@ def gather(results: Sequence[Path]) -> list[Answer]:
     if not answers:
         raise ResultsError(f"no answers in {', '.join(map(str, results))}; run `python -m verl_omni evaluate` first")
     return list(answers.values())
-
-
-def name_of(path: Path, among: Sequence[Path]) -> str:
-    """A log's name: its file name, or with its folder where two logs have the same file name."""
-    twins = sum(other.stem == path.stem for other in among)
-    return path.stem if twins == 1 else f"{path.parent.name}/{path.stem}"
 
 
 def differences(answers: list[Answer]) -> list[scoring.Difference]:
