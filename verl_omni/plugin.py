@@ -63,14 +63,15 @@ def is_asked() -> bool:
     return any(word in argument for argument in sys.argv for word in ASKED_BY)
 
 
+def version_of(distribution: str) -> str | None:
+    return next((found.version for found in importlib.metadata.distributions(name=distribution)), None)
+
+
 def check_versions() -> None:
     """Raise RuntimeError if a library of the table is in a version it was not made for."""
     for name, supported in SUPPORTED.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # vLLM has one of two names, and is not needed for supervised fine-tuning
-        if not SpecifierSet(supported).contains(version, prereleases=True):
+        version = version_of(name)  # none: vLLM has one of two names, and is not needed for supervised fine-tuning
+        if version and not SpecifierSet(supported).contains(version, prereleases=True):
             raise RuntimeError(f"{name} {version} is installed, verl_omni supports {name}{supported}")
 
 

