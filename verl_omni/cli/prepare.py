@@ -19,10 +19,8 @@ from verl_omni.data.row import rl_row, sft_row
 from verl_omni.labels import LABELS, VOCABULARIES, canonical, normalize
 
 CORPORA = (dfew, mafw, ravdess, crema_d, meld, emer, mer_unibench, original)
-READERS: dict[str, Callable[..., Listing]] = {
-    **{corpus.__name__.rpartition(".")[2]: corpus.read for corpus in CORPORA},
-    "csv": table.read,
-}
+READERS: dict[str, Callable[..., Listing]] = {corpus.__name__.split(".")[-1]: corpus.read for corpus in CORPORA}
+READERS["csv"] = table.read
 OF_READERS = ("fold", "actors", "annotations")  # options that some readers have
 
 EPILOG = """writes to --out:
@@ -68,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"{'warning' if args.partial else 'error'}: {problem}", file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
-    missing = "".join(f"{clip.media}\n" for clip in listing.missing)
-    (args.out / "missing.txt").write_text(missing, encoding="utf-8")
+    (args.out / "missing.txt").write_text("".join(f"{clip.media}\n" for clip in listing.missing), encoding="utf-8")
     if problems and not args.partial:
         print(
             f"error: no rows written; {args.out / 'missing.txt'} lists the missing files. "

@@ -68,19 +68,18 @@ def build_demo(out_dir: Path, seed: int = 0, n_train: int = 256, n_test: int = 6
         if size <= 0 or size % len(LABEL_OF):
             raise InputError(f"n_{split}={size}: it must be a positive multiple of {len(LABEL_OF)}, the labels")
     out_dir, files = out_dir.resolve(), {}
-    with tqdm(total=sum(sizes.values()), desc="demo clips", unit="clip") as progress:
-        for number, (split, size) in enumerate(sizes.items()):
-            (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)
-            clips = list(_clips(split, size, np.random.SeedSequence([seed, number]), out_dir, progress))
-            for name, make_row in FILES[split].items():
-                files[name] = out_dir / f"{name}.parquet"
-                write_rows([make_row(clip, "demo", int(clip.media.stem)) for clip in clips], files[name])
+    for number, (split, size) in enumerate(sizes.items()):
+        (out_dir / "clips" / split).mkdir(parents=True, exist_ok=True)
+        clips = list(_clips(split, size, np.random.SeedSequence([seed, number]), out_dir))
+        for name, make_row in FILES[split].items():
+            files[name] = out_dir / f"{name}.parquet"
+            write_rows([make_row(clip, "demo", int(clip.media.stem)) for clip in clips], files[name])
     return files
 
 
-def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, progress: tqdm) -> Iterator[Clip]:
+def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path) -> Iterator[Clip]:
     states = list(LABEL_OF)
-    for index, clip_seed in enumerate(seeds.spawn(size)):
+    for index, clip_seed in enumerate(tqdm(seeds.spawn(size), desc=f"demo clips, {split}", unit="clip")):
         rng = np.random.default_rng(clip_seed)
         sight, sound = states[index % len(states)]
         name = f"{split}/{index:04d}"
@@ -92,7 +91,6 @@ def _clips(split: str, size: int, seeds: np.random.SeedSequence, out_dir: Path, 
                 yield Clip(name, path, label, split, thought)
         else:
             yield Clip(name, path, LABEL_OF[sight, sound], split, question=instruction())
-        progress.update()
 
 
 def draw_face(rng: np.random.Generator, sight: str) -> np.ndarray:

@@ -13,7 +13,7 @@ Speech with sound and picture is used: 60 trials by 24 actors = 1,440 clips. Fol
 import re
 from pathlib import Path
 
-from verl_omni.corpora.listing import Clip, CorpusError, Listing, require, test_actors
+from verl_omni.corpora.listing import Clip, CorpusError, Listing, test_actors
 from verl_omni.labels import normalize
 
 EMOTIONS = {1: "neutral", 2: "calm", 3: "happy", 4: "sad", 5: "angry", 6: "fearful", 7: "disgust", 8: "surprised"}
@@ -28,7 +28,6 @@ def read(root: Path, fold: int | None = None, actors: list[int] | None = None) -
 
     The ``Actor_XX`` folders may lie at any depth below ``root`` (the archives unpack differently).
     """
-    require(root, "RAVDESS's Actor_01 … Actor_24 folders")
     tested = test_actors("RAVDESS", FOLDS, fold, actors)
     paths = sorted(root.rglob("Actor_[0-9][0-9]/*.mp4"))
     if not paths:
