@@ -103,9 +103,7 @@ def weighted_f1(labels: Sequence[str], predictions: Sequence[str]) -> float:
     >>> weighted_f1(["positive", "positive", "negative"], ["positive", "negative", "negative"])
     66.66666666666666
     """
-    truth, answers = _as_text(labels, predictions)
-    classes = sorted(set(truth))
-    return 100 * float(f1_score(truth, answers, labels=classes, average="weighted", zero_division=0))
+    return 100 * float(f1_score(*_as_text(labels, predictions), average="weighted", zero_division=0))
 
 
 def _as_text(labels: Sequence[str], predictions: Sequence[str]) -> tuple[list[str], list[str]]:

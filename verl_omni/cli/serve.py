@@ -47,9 +47,8 @@ def read_as_trained(model: str) -> list[str]:
     config, _ = PreTrainedConfig.get_config_dict(model)  # not built: another's may need code that it brings along
     if config.get("model_type") not in FOLDERS:
         return []
-    family = load(FOLDERS[config["model_type"]])
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "verl_omni")
-    processor = family.load_processor(model)
+    processor = load(FOLDERS[config["model_type"]]).load_processor(model)
     frame_format = processor.frame_format()
     video = {"num_frames": processor.num_frames}
     if frame_format.multiple:  # squares are left to the processor, which takes a request's `aspect_ratio`

@@ -21,6 +21,4 @@ def make_table(
 
 def show(*tables: Table) -> None:
     """Print tables; 110 columns wide where stdout is no terminal, of which rich would make 80."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    for made in tables:
-        console.print(made)
+    Console(width=None if sys.stdout.isatty() else 110).print(*tables)
