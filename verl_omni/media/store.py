@@ -37,7 +37,6 @@ DECODERS = ("av", "decord", "pillow", "scipy", "soundfile")
 TOUCH_AFTER = 3600  # seconds; when an entry was used is known to the hour, which spares shared disks
 RACY = 2 * 10**9  # nanoseconds in which a clock may not tell two states of a file apart
 
-Decode = Callable[[], np.ndarray]
 Call = Callable[..., Any]  # of a function and its arguments
 
 _digests: dict[Path, tuple[Hashable, str]] = {}
@@ -105,18 +104,7 @@ class Store:
         key = fingerprint([media, repr(settings), _versions(chosen())])
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def get(self, source: VideoSource, settings: tuple, decode: Decode, checked: bool = False) -> np.ndarray:
-        """What is kept of ``source`` (by a ``decode`` that checks, if ``checked``), else ``decode()``, then kept."""
-        before = state_of(source)
-        entry = self.entry(source, settings)
-        media = self.find(entry, checked) if entry else None
-        if media is None:
-            media = decode()
-            if entry and state_of(source) == before:  # else it may be another content than the entry's
-                self.keep(entry, media, source, checked)
-        return media
-
-    def find(self, path: Path, checked: bool = False) -> np.ndarray | None:
+    def find(self, path: Path, checked: bool) -> np.ndarray | None:
         """The media of an entry; None if they are not there, are damaged (logged), or not ``checked`` in full."""
         try:
             data = path.read_bytes()
@@ -134,7 +122,7 @@ class Store:
             return None
         return array if not checked or about["checked"] == "full" else None
 
-    def keep(self, path: Path, media: np.ndarray, source: VideoSource, checked: bool = False) -> None:
+    def keep(self, path: Path, media: np.ndarray, source: VideoSource, checked: bool) -> None:
         """Write an entry. A full disk, or a folder that cannot be written, is logged: training needs no cache."""
         media = np.ascontiguousarray(media)
         about = {"crc32": str(zlib.crc32(media.data)), "checked": "full" if checked else ""}
@@ -210,7 +198,15 @@ def read_sound(source: str | os.PathLike, sampling_rate: int = 16000, call: Call
     return stored(source, ("audio", sampling_rate), lambda: call(read_audio, source, sampling_rate))
 
 
-def stored(source: VideoSource, settings: tuple, decode: Decode, checked: bool = False) -> np.ndarray:
-    """``Store.get``, which see, of the environment's store; without one ``decode()``."""
-    kept = store()
-    return decode() if kept is None else kept.get(source, settings, decode, checked)
+def stored(source: VideoSource, settings: tuple, decode: Callable[[], np.ndarray], checked: bool = False) -> np.ndarray:
+    """What the store has of ``source`` (by a ``decode`` that checks, if ``checked``), else ``decode()``, then kept."""
+    if not (kept := store()):
+        return decode()
+    before = state_of(source)
+    entry = kept.entry(source, settings)
+    media = kept.find(entry, checked) if entry else None
+    if media is None:
+        media = decode()
+        if entry and state_of(source) == before:  # else it may be another content than the entry's
+            kept.keep(entry, media, source, checked)
+    return media
