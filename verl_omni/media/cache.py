@@ -41,10 +41,6 @@ class ContentCache:
         """The value of ``key``, from ``compute()`` if it is not there. What ``compute`` raises is not kept."""
         return compute()
 
-    @property
-    def nbytes(self) -> int:
-        return int(self._values.currsize)
-
     def find(self, key: Hashable) -> Any | None:
         """The value of ``key`` if it is there, else None; waits for nobody's computation."""
         with self._changed:
