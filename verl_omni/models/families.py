@@ -16,7 +16,6 @@ transformers. It has (``docs/your-model.md``)
 
 import importlib
 import sys
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +26,6 @@ from verl_omni.errors import InputError
 FOLDERS = {"HumanOmni_qwen2": "humanomni", "qwen2_5_omni": "qwen2_5_omni"}
 
 
-@cache
 def load(folder: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{folder}.family")
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from verl_omni.media.cache import enabled
 
-from .sharing import Media, can_share, common_prefixes, media_of_rows, rows_of, share_prompts
+from .sharing import Media, common_prefixes, media_of_rows, rows_of, share_prompts
 
 BACKEND = "verl_omni"  # of ``fused_kernel_options.impl_backend``: verl leaves the model's own forward in place
 TOKENS_AT_ONCE = 128  # 74 MiB of logits in float32 with Qwen2's vocabulary
@@ -57,7 +58,7 @@ class SharedForward:
             and inputs["position_ids"] is not None
             and any(tensor is not None for tensor in media.values())
             and (mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2))
-            and can_share(decoder.config._attn_implementation)
+            and hasattr(ALL_ATTENTION_FUNCTIONS.get(decoder.config._attn_implementation), "knows_shared_prompts")
             and not decoder.has_sliding_layers
         )
         if not share and temperature is None:
@@ -83,17 +84,14 @@ class SharedForward:
         )
         return CausalLMOutputForPPO(log_probs=log_probs, entropy=entropy)
 
-    @property
-    def _verl_fused_kernels_backend(self) -> str:
-        return BACKEND
-
-    @_verl_fused_kernels_backend.setter
-    def _verl_fused_kernels_backend(self, backend: str) -> None:
-        # What verl does before it replaces the forward by one that drops media.
+    def refuse_backend(self, backend: str) -> None:
         raise ValueError(
             f"use_fused_kernels with impl_backend={backend} would train {type(self).__name__} without its media: set "
             f"fused_kernel_options.impl_backend={BACKEND}"
         )
+
+    # What verl sets before it replaces the forward by one that drops media.
+    _verl_fused_kernels_backend = property(fset=refuse_backend)
 
 
 def where_read(

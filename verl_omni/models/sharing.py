@@ -49,8 +49,7 @@ def rows_of(
     if attention_mask is not None:
         rows = [row[mask] for row, mask in zip(places, attention_mask.bool(), strict=True)]
     elif batch == 1 and position_ids is not None:
-        text = position_ids if position_ids.dim() == 2 else position_ids[0]
-        starts = (text[0].diff() != 1).nonzero().squeeze(1) + 1
+        starts = (position_ids.flatten(0, -2)[0].diff() != 1).nonzero().squeeze(1) + 1
         rows = list(places[0].tensor_split(starts.cpu()))
     else:
         rows = list(places)
@@ -214,11 +213,6 @@ def looped_attention(attend, module, query, key, value, queries: list[int], keys
             mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])[None, None]
         outputs.append(attend(module, q, k, v, mask, **kwargs)[0])  # [1, Q, heads, D]
     return torch.cat(outputs, dim=1)
-
-
-def can_share(attention: str) -> bool:
-    """Whether attention function ``attention`` of transformers knows ``shared_prompts``."""
-    return hasattr(ALL_ATTENTION_FUNCTIONS.get(attention, None), "knows_shared_prompts")
 
 
 for name in ("sdpa", "flash_attention_2", "flash_attention_3"):

@@ -293,8 +293,7 @@ def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype)
 def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> Weights:
     """A tower's tensors out of a directory that may hold the whole SigLIP or Whisper."""
     weights = {name.removeprefix("model."): tensor for name, tensor in read_weights(directory).items()}
-    tower = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    return {new_prefix + name: tensor.to(dtype) for name, tensor in tower.items()}
+    return {n.replace(prefix, new_prefix, 1): t.to(dtype) for n, t in weights.items() if n.startswith(prefix)}
 
 
 def check_tensors(weights: Weights, model: HumanOmniQwen2ForCausalLM, source: Path) -> None:

@@ -50,13 +50,10 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
     def towers(self) -> tuple[nn.Module, nn.Module]:
         return self.thinker.visual, self.thinker.audio_tower
 
-    # Where transformers looks for embeddings and decoder, and for the head.
+    # Where transformers looks for embeddings and decoder, and for the head; generation is the thinker's, too.
     language_model = property(lambda self: self.thinker.model)
     lm_head = property(lambda self: self.thinker.lm_head)
-
-    def generate(self, *args, **kwargs):
-        """Upstream's, of the thinker."""
-        return self.thinker.generate(*args, **kwargs)
+    generate = property(lambda self: self.thinker.generate)
 
     def forward(
         self,
@@ -101,8 +98,7 @@ class Qwen2_5OmniForConditionalGeneration(SharedForward, Qwen2_5OmniPreTrainedMo
         for name in ("return_dict", "inputs_embeds"):  # PEFT passes them all
             inputs.pop(name, None)
         logits = self.thinker.lm_head(self.hidden_states(**inputs))
-        vocabulary = logits.shape[-1]
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary)
+        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def hidden_states(
