@@ -235,7 +235,7 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_path: Path) -> None:
+def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_path: Path, capsys, monkeypatch) -> None:
     rows = read_rows(taught.rows)
     rows.insert(0, rl_row(99, str(CLIPS / "broken.mp4"), content=rows[0]["prompt"][0]["content"]))
     rows.insert(1, rl_row(98, rows[1]["videos"][0], content="<video><audio>" + "Why? " * 3000))  # more than fits
@@ -271,12 +271,11 @@ def test_vllm_answers_survive_a_kill_and_show_both_senses(taught: Taught, tmp_pa
     on_file = json.loads((tmp_path / "R1.scores.json").read_text())
     assert [item["variant"] for item in on_file] == ["normal", "video_blanked", "audio_muted"]
 
-    third = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    monkeypatch.delattr("verl_omni.evaluation.answering.start_engine")  # all answers are on file
+    assert main(command[command.index("evaluate") :]) == 0
     assert read_answers(results) == answers
-    assert "Initializing a V1 LLM engine" in second.stderr
-    assert "Initializing a V1 LLM engine" not in third.stderr
     assert second.stderr.count("set_num_threads") < len(rows), "vLLM warns at each request"
-    assert second.stdout == third.stdout  # the scores and nothing else
+    assert second.stdout == capsys.readouterr().out  # the scores and nothing else
 
 
 def answer_as_the_original(model: Path, clip: str, sound: str, question: str, aspect: str, penalty: float) -> str:

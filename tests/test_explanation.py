@@ -258,6 +258,8 @@ def test_at_most_two_emotions_a_sentence_and_the_likeliest_if_none_is_likely(cla
 @pytest.mark.slow
 def test_a_classifier_that_vllm_serves_says_what_it_says_here(classifier, tmp_path):
     pytest.importorskip("vllm")
+    from test_vllm import ONE_PROCESS
+
     from verl_omni.rewards.model_verifier import load, served
 
     sentences_of_all = [
@@ -267,7 +269,15 @@ def test_a_classifier_that_vllm_serves_says_what_it_says_here(classifier, tmp_pa
         "Now. " * 99,
     ]
     # verl's server is vLLM's, by the same options: an encoder has no prefix to cache.
-    options = ["--runner", "pooling", "--dtype", "float32", "--no-enable-prefix-caching", "--enforce-eager"]
+    options = [
+        "--runner",
+        "pooling",
+        "--dtype",
+        "float32",
+        "--no-enable-prefix-caching",
+        "--enforce-eager",
+        *ONE_PROCESS,
+    ]
     with started([sys.executable, "-m", "verl_omni", "serve", classifier, *options], tmp_path / "log") as address:
         verifiers = load(classifier), served(classifier, address)
         here, there = (np.array(verifier.probabilities(sentences_of_all)) for verifier in verifiers)

@@ -167,10 +167,10 @@ def test_a_weight_update_reaches_every_part_of_the_engine(engine):
 
 
 def test_a_served_clip_is_answered_as_the_engine_answers_it(engine, tmp_path):
-    from test_vllm import check_served, serving
+    from test_vllm import ONE_PROCESS, check_served, serving
 
     clip = "landscape.mp4"  # 320 x 240 pixels and 22.05 kHz: neither is what the model takes
     directory = engine.llm.llm_engine.model_config.model
     model = FAMILY.load_model(directory, dtype=torch.float32).eval()
-    with serving(directory, tmp_path / "log") as server:
+    with serving(directory, tmp_path / "log", *ONE_PROCESS) as server:
         check_served(server, engine.request(clip, question=SAD), model, clip, SAD)

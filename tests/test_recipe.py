@@ -3,7 +3,6 @@
 import copy
 import functools
 import importlib
-import subprocess
 import sys
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -442,22 +441,6 @@ def test_every_key_of_a_recipe_is_one_that_verl_reads(name):
 
 
 # ---- verl's command line ---------------------------------------------------------------------------------------------
-
-
-def verl_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.slow
-def test_main_ppo_shows_a_recipe_composed(tmp_path):
-    write(tmp_path / "mine.yaml", "defaults: [/recipe/r1omni_cpu, _self_]", "data: {seed: 7}")
-    arguments = ("+recipe=mine.yaml", "trainer.logger=[file]", "--cfg", "job")
-    done = verl_command("verl.trainer.main_ppo", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    shown = yaml.safe_load(done.stdout[done.stdout.index("actor_rollout_ref:") :])
-    assert (shown["data"]["seed"], shown["trainer"]["device"], shown["trainer"]["logger"]) == (7, "cpu", ["file"])
-    assert shown["reward"]["reward_manager"]["name"] == "accuracy_format"
 
 
 def verl_main(module: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:

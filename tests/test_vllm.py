@@ -281,11 +281,15 @@ def test_a_weight_update_reaches_every_part(engine):
         assert engine.errors([request], outputs, new).max() > 1e-2, part
 
 
-def serving(directory, log: Path):
+# The engine's, with the model in it, as where GRPO runs: it takes 8 s of CPU time less to start.
+ONE_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
+
+
+def serving(directory, log: Path, *options: str):
     """A server of ``directory``, by the command."""
     *serve, _ = documented("verl_omni serve MODEL")
-    options = ["--max-model-len", "256", "--served-model-name", "tiny", "--allowed-local-media-path", str(CLIPS)]
-    return started([*serve, str(directory), *options, "--enforce-eager"], log)
+    settings = ["--max-model-len", "256", "--served-model-name", "tiny", "--allowed-local-media-path", str(CLIPS)]
+    return started([*serve, str(directory), *settings, "--enforce-eager", *options], log)
 
 
 def ask(server: str, content: list) -> dict:
