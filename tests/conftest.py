@@ -1,8 +1,8 @@
 """The tests' order and fixtures. It imports little: xdist's first process reads it before it starts the others."""
 
-import copy
 import gc
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,11 +58,21 @@ def each_yaml_parsed_once() -> Iterator[None]:
         text = stream.read() if hasattr(stream, "read") else stream
         key = text, Loader.__qualname__
         if key not in parsed:
-            parsed[key] = parse(text, Loader)
-        return copy.deepcopy(parsed[key])
+            parsed[key] = pickle.dumps(parse(text, Loader))
+        return pickle.loads(parsed[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configurations_are_not_printed() -> Iterator[None]:
+    """transformers prints a nested configuration for each type that its field might have and has not, to no one."""
+    from transformers import PreTrainedConfig
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedConfig, "__repr__", object.__repr__)
         yield
 
 
