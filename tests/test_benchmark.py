@@ -21,6 +21,7 @@ def processor(tmp_path_factory):
     return clips.load_processor(build_tiny(tmp_path_factory.mktemp("model")))
 
 
+@pytest.mark.slow
 def test_a_prompts_clip_is_decoded_processed_and_moved_once(processor):
     figures = prompt.measure_prompt(CASES["landscape"], processor)
     assert figures["decodes a prompt"] == {"plain": 8, "now": 1}
@@ -60,6 +61,7 @@ def test_ranks_encode_each_prompt_once_and_are_balanced_to_a_percent():
     assert figures["above a rank's mean, 8 ranks, %"]["now"] < 1.5
 
 
+@pytest.mark.slow
 def test_a_second_start_decodes_nothing(tmp_path):
     figures = clips.measure_second_start([CASES["landscape"]], tmp_path)
     assert figures == {"media files that a second start decodes": {"plain": 2, "now": 0}}

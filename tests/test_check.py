@@ -130,24 +130,36 @@ def test_another_familys_recipe_is_looked_at_too(name, kind, tmp_path, tmp_path_
 
 
 @pytest.mark.parametrize(
-    ("overrides", "what", "message"),
+    ("overrides", "messages"),
     [
-        (["data.max_prompt_length=64"], "train rows", "data.max_prompt_length="),
-        (["data.train_batch_size=1"], "recipe", "must be >= actor.ppo_mini_batch_size (2)"),
-        (["data.train_batch_size=8"], "train rows", "data.train_batch_size is 8"),
-        (["trainer.device=cuda", "trainer.n_gpus_per_node=16"], "devices", "trainer.n_gpus_per_node"),
-        (["+data.num_frames=4"], "training rows", "data.num_frames=4, and the model has 8"),
-        (["data.train_files=[gone.parquet]"], "recipe", "data.train_files: gone.parquet"),
-        (["actor_rollout_ref.actor.strategy=fsdp"], "recipe", "FSDP1 flattens"),
-        (["actor_rollout_ref.actor.use_kl=true"], "recipe", "use_kl"),
-        (["actor_rollout_ref.model.path=/"], "recipe", "/"),
-        (["data.val_batch_size=100000000"], "a step's clips", "--ipc=host"),
+        (
+            [
+                "data.max_prompt_length=64",
+                "trainer.device=cuda",
+                "trainer.n_gpus_per_node=16",
+                "data.val_batch_size=100000000",
+            ],
+            {
+                "train rows": "data.max_prompt_length=",
+                "devices": "trainer.n_gpus_per_node",
+                "a step's clips": "--ipc=host",
+            },
+        ),
+        (["data.train_batch_size=1"], {"recipe": "must be >= actor.ppo_mini_batch_size (2)"}),
+        (["data.train_batch_size=8"], {"train rows": "data.train_batch_size is 8"}),
+        (["+data.num_frames=4"], {"training rows": "data.num_frames=4, and the model has 8"}),
+        (["data.train_files=[gone.parquet]"], {"recipe": "data.train_files: gone.parquet"}),
+        (["actor_rollout_ref.actor.strategy=fsdp"], {"recipe": "FSDP1 flattens"}),
+        (["actor_rollout_ref.actor.use_kl=true"], {"recipe": "use_kl"}),
+        (["actor_rollout_ref.model.path=/"], {"recipe": "/"}),
     ],
 )
-def test_what_does_not_fit_a_recipe_has_a_line_with_a_remedy(overrides, what, message, tiny, tmp_path):
+def test_what_does_not_fit_a_recipe_has_a_line_with_a_remedy(overrides, messages, tiny, tmp_path):
     rows = rows_to_train_on(tmp_path / "rows.json", "prompt", *["landscape.mp4"] * 5)
-    found = fit("r1omni_cpu", tiny, rows, *overrides)[what]
-    assert found.status == "error" and message in f"{found.found} {found.remedy}" and found.remedy
+    found = fit("r1omni_cpu", tiny, rows, *overrides)
+    for what, message in messages.items():
+        finding = found[what]
+        assert finding.status == "error" and message in f"{finding.found} {finding.remedy}" and finding.remedy
 
 
 def test_doctor_decodes_the_rows_of_a_recipe_and_fails(tiny, tmp_path, capsys):

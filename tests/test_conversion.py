@@ -235,7 +235,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["0.5B", "7B"])
+@pytest.mark.parametrize("size", [pytest.param(SMALL, id="0.5B"), pytest.param(LARGE, id="7B", marks=pytest.mark.slow)])
 def test_released_sizes_on_the_meta_device(size, monkeypatch):
     monkeypatch.setenv("VERL_OMNI_SHARING", "0")  # which looks at what clips contain
     config = HumanOmniConfig(**size["config"], audio_config=WHISPER_LARGE)

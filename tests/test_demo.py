@@ -46,6 +46,7 @@ def test_clips_are_h264_and_aac(files):
             assert [stream.codec_context.name for stream in clip.streams] == ["h264", "aac"]
 
 
+@pytest.mark.slow
 def test_rows_pass_the_full_check(files):
     check_media(load_rows([files["train"], files["test"]]))
     check_media(load_rows([files["sft"]]))
@@ -66,6 +67,7 @@ def test_the_documents_commands_make_corpus_and_model(command, tmp_path, monkeyp
     assert AutoConfig.from_pretrained(command[-1]).model_type == "HumanOmni_qwen2"
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_other_seed_other_clips(files, tmp_path):
     def contents(built):
         return [open(path, "rb").read() for path in clips(built)]

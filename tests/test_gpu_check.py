@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from itertools import product
 
 import psutil
 import pytest
@@ -25,7 +24,14 @@ def check(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "gib", "flash"), [*product([True], [24, 80], [True, False]), (False, 24, True), (False, 80, False)]
+    ("gpu", "gib", "flash"),
+    [
+        *((True, 24, False), (True, 80, True), (False, 80, False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(True, 24, True), (True, 80, False), (False, 24, True)]
+        ),
+    ],
 )
 def test_overrides_compose_with_the_shipped_recipes(check, gpu, gib, flash, monkeypatch):
     monkeypatch.setattr("benchmarks.trainer.find_spec", lambda name: flash or None)
@@ -87,6 +93,7 @@ def test_figures_of_a_training_leave_out_the_step_that_warms_up(check):
     assert list(parity.values()) == [0.98]
 
 
+@pytest.mark.slow
 def test_figures_of_tests_are_those_that_pytest_recorded(check):
     (check.out / "test_some.py").write_text(
         "import pytest\n"

@@ -138,7 +138,8 @@ def in_float32(converted) -> tuple[dict, torch.Tensor, dict[str, torch.Tensor]]:
     return batch, *trained(AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32), batch)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the parameters: SFT's, and FSDP2's in a step
+# Of the parameters: SFT's, and FSDP2's in a step.
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_autocast_as_on_cuda_trains_all_that_float32_trains(converted, in_float32, dtype):
     batch, exact, expected = in_float32
     TOWER_OUTPUTS.clear()

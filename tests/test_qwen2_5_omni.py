@@ -177,7 +177,7 @@ def test_the_model_is_upstreams(processor, model, thinker, options):
         assert torch.equal(model(**batch, use_cache=False, **extra).logits, expected)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("train_towers", "options"), [(False, {}), (True, {}), (False, STREAM)])
 def test_sharing_changes_neither_logits_nor_gradients(
     processor, model, thinker, packed, train_towers, options, monkeypatch

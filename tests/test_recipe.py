@@ -266,7 +266,7 @@ def test_all_recipes_are_shipped():
     assert recipe.shipped() == {name: RECIPES / f"{name}.yaml" for name in (*SHIPPED, *ON_CPU, *VARIANTS)}
 
 
-@pytest.mark.parametrize("base", ["r1omni", "r1omni_cpu"])
+@pytest.mark.parametrize("base", ["r1omni", pytest.param("r1omni_cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_verl_accepts_a_variant_of_grpo(variant, base):
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn

@@ -74,7 +74,7 @@ def left_padded(samples):
     return padded(samples, "left")
 
 
-LAYOUTS = pytest.mark.parametrize("layout", [packed, padded, left_padded])
+LAYOUTS = pytest.mark.parametrize("layout", [packed, padded, pytest.param(left_padded, marks=pytest.mark.slow)])
 
 
 def run(model, batch, valid, read=None, **kwargs):

@@ -169,6 +169,7 @@ def test_what_was_not_used_for_longest_gives_way(folder, monkeypatch):
     assert sum(entry.stat().st_size for entry in entries(folder)) <= 2.7e6
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_said_and_does_not_stop_reading(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VERL_OMNI_MEDIA_CACHE", str(tmp_path / "file"))
