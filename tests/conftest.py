@@ -28,6 +28,7 @@ def group_of(file: str) -> tuple[int, str]:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     gc.enable()
 
 

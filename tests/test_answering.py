@@ -135,6 +135,7 @@ def test_a_row_reaches_vllm_as_verl_would_send_it(tmp_path: Path, tiny: Path, cl
     assert len(answer.audios) == len(audios or [])
 
 
+@pytest.mark.slow
 def test_rows_dropped_for_want_of_sound_are_told_and_no_misses(tmp_path: Path, tiny: Path, capsys, monkeypatch) -> None:
     clips = [*soundless_clips(tmp_path), cut_sound(CLIPS / "landscape.mp4", tmp_path / "cut.mp4")]
     rows = [rl_row(index, str(clip)) for index, clip in enumerate(clips)]

@@ -67,6 +67,7 @@ def test_a_second_start_decodes_nothing(tmp_path):
     assert figures == {"media files that a second start decodes": {"plain": 2, "now": 0}}
 
 
+@pytest.mark.slow
 def test_the_originals_update_is_ours(tmp_path, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(build_tiny(tmp_path)).train()
     batch = training.synthetic_batch(model.config)

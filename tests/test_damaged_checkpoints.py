@@ -145,6 +145,7 @@ def test_a_damaged_original_is_refused(kind: str, tmp_path: Path) -> None:
     refused(lambda: convert(source, tmp_path / "out", **TOWERS), source, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TO_ORIGINAL)
 def test_a_damaged_directory_is_refused_on_the_way_back(kind: str, converted: Path, tmp_path: Path) -> None:
     source = shutil.copytree(converted, tmp_path / "source")

@@ -176,6 +176,7 @@ sys.exit(main(["demo", "--out", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_told_to_end_leaves_no_training_behind(tmp_path):
     process = psutil.Popen([sys.executable, "-c", A_LONG_STAGE, str(tmp_path)], stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60

@@ -227,6 +227,7 @@ def classifier(tmp_path_factory):
 TEXT = "She is furious there, in the room. A man walks now. She is crying now."
 
 
+@pytest.mark.slow
 def test_a_trained_classifier_verifies_an_explanation(classifier):
     assert explanation_reward(completion(TEXT), "angry", verifier=classifier) == 0.5
     assert explanation_reward(completion(TEXT), "sad", verifier=classifier) == 0.5
@@ -234,17 +235,20 @@ def test_a_trained_classifier_verifies_an_explanation(classifier):
     assert explanation_reward(completion(""), "happy", verifier=classifier) == 0.0
 
 
+@pytest.mark.slow
 def test_the_rules_do_not_know_what_the_classifier_has_learnt(classifier):
     text = completion("She is smiling now.")
     assert explanation_reward(text, "happy", verifier=by_rules) == 0.0
     assert explanation_reward(text, "happy", verifier=classifier) == 1.0
 
 
+@pytest.mark.slow
 def test_a_term_takes_its_verifier_from_the_configuration(classifier):
     score = compute_score("demo", completion(TEXT), "angry", explanation={"weight": 2.0, "verifier": classifier})
     assert score["explanation"] == 0.5 and score["score"] == 2.0 * 0.5 + 1.0  # and the format's
 
 
+@pytest.mark.slow
 def test_at_most_two_emotions_a_sentence_and_the_likeliest_if_none_is_likely(classifier):
     from verl_omni.rewards.model_verifier import ModelVerifier
 

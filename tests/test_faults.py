@@ -239,6 +239,7 @@ def test_sound_is_what_decord_gives_the_original(rate, layout, tmp_path):
     np.testing.assert_allclose(read_audio(path), original, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sound_leaves_nothing_behind_in_memory(tmp_path):
     path = write_sound(tmp_path / "clip.mp4", 16000, "mono", seconds=10)
     for _ in range(20):

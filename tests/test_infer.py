@@ -57,6 +57,7 @@ def test_errors_name_the_file_and_the_remedy(tiny: Path, tmp_path: Path, capsys)
     assert "no config.json in it; give a model directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_clip_that_makes_the_decoder_abort_is_named(tiny: Path, tmp_path: Path, capsys) -> None:
     killer = tmp_path / "killer.mp4"
     killer.write_bytes(claim_a_billion_frames((CLIPS / "landscape.mp4").read_bytes()))

@@ -26,6 +26,7 @@ def commands(script: Path, folder: Path, **environment: str) -> list[list[str]]:
     return [line.rstrip("\t").split("\t") for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["run_cold_start.sh", "run_grpo.sh", "run_open.sh"])
 def test_the_overrides_of_a_script_compose_with_its_recipe(script, tmp_path):
     environment = {"TRAIN_FILES": "a.parquet,b.parquet", "VAL_FILES": "c.parquet", "MODEL_PATH": "m", "NGPUS": "2"}
