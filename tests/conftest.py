@@ -26,6 +26,11 @@ def group_of(file: str) -> tuple[int, str]:
     return order, "" if order < len(ONE_AT_A_TIME) else file
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config, "workerinput", {}).get("workerid", "gw0") != "gw0":
+        os.nice(5)  # the first of xdist's workers trains, which takes longest
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)

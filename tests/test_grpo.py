@@ -28,13 +28,13 @@ pytestmark = pytest.mark.slow
 
 SMALL = (  # 32 rollouts a step
     "data.train_batch_size=4",
-    *("data.max_prompt_length=256", "data.max_response_length=48", "actor_rollout_ref.rollout.max_model_len=304"),
+    *("data.max_prompt_length=256", "data.max_response_length=24", "actor_rollout_ref.rollout.max_model_len=304"),
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
     # A model that has learnt nothing earns neither of the paper's rewards, and with equal ones GRPO has no gradient.
-    "+reward.reward_kwargs={length: {limit: 48, buffer: 48}}",
+    "+reward.reward_kwargs={length: {limit: 24, buffer: 24}}",
     *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "data.shuffle=false"),
 )
 GRPO = documented("+recipe=[r1omni_open,cpu_for_grpo]")
@@ -154,7 +154,7 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def killed(study, cold_start) -> Killed:
-    command = [*GRPO, *SMALL, *dumped(study), "trainer.total_training_steps=3", "trainer.save_freq=1"]
+    command = [*GRPO, *SMALL, *dumped(study), "trainer.total_training_steps=2", "trainer.save_freq=1"]
     tracker = study / RUN / "latest_checkpointed_iteration.txt"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERL_OMNI_SHARING", "0")  # verl's dump keeps rollouts, not the clips they would refer to
@@ -168,7 +168,7 @@ def killed(study, cold_start) -> Killed:
         before, checkpoint = metrics_of(study, "killed"), int(tracker.read_text())
         tracker.write_text("")  # as a kill leaves it while verl notes a checkpoint
         run(study, "resumed", command)
-    exported = study / RUN / "global_step_3" / "actor" / "huggingface"
+    exported = study / RUN / "global_step_2" / "actor" / "huggingface"
     return Killed(before, checkpoint, metrics_of(study, "resumed"), exported)
 
 
@@ -204,8 +204,8 @@ def test_fine_tuning_trains_all_but_towers_and_bert(study):
 
 
 def test_a_killed_run_goes_on_after_its_last_checkpoint(killed):
-    assert killed.checkpoint < 3, "it was killed too late"
-    assert sorted(killed.after) == list(range(killed.checkpoint + 1, 4))
+    assert killed.checkpoint == 1, "it was killed too late"
+    assert sorted(killed.after) == [2]
 
 
 def test_rollouts_have_the_actors_probabilities(killed):
