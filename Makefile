@@ -24,7 +24,8 @@ demo: $(VENV)/.installed
 
 # Two at once; each computes with one thread, and vLLM binds none to the core that it would choose in every engine. Ray's
 # workers, whose trainings take longest, would otherwise leave the CPU to all others (niceness 15).
-PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind RAY_worker_niceness=0 $(BIN)/python -m pytest \
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind RAY_worker_niceness=0 \
+  PYTHONPATH=$(CURDIR)/tests/startup $(BIN)/python -m pytest \
   --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.installed lint

@@ -241,7 +241,7 @@ def test_two_ranks_have_the_first_loss_of_one_and_share_all_there_is(killed, col
     """
     router = {"router_class": "recorded_router.RecordedLoadBalancer", "record": str(study / "routes.txt")}
     (study / "router.yaml").write_text(json.dumps(router))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     # What is replayed was dumped with its clips: the recipe's check has nothing to refuse.
     overrides = [*SMALL, *dumped(study), "~hydra.callbacks.settings", "trainer.total_training_steps=2"]
     overrides += ["trainer.n_gpus_per_node=2", "actor_rollout_ref.model.enable_gradient_checkpointing=true"]

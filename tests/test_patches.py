@@ -87,7 +87,7 @@ def start(command: list[str], *packages: Path, **options: object) -> subprocess.
         "VERL_USE_EXTERNAL_PLUGINS": "none",  # the probe decides when the plug-in starts
         "VLLM_PLUGINS": "",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "PYTHONPATH": os.pathsep.join(map(str, packages)),
+        "PYTHONPATH": os.pathsep.join([*map(str, packages), os.environ.get("PYTHONPATH", "")]),
         **options.pop("environment", {}),
     }
     return subprocess.Popen(

@@ -72,7 +72,8 @@ def distribution(folder: Path, name: str, version: str) -> Path:
 
 
 def start(code: str, *arguments: str, path: Path | None = None, **environment: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path or ''}", **environment}
+    python_path = os.pathsep.join([str(path or ""), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path, **environment}
     command = [sys.executable, "-W", "ignore", "-W", "default:verl_omni", "-c", code, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
