@@ -83,6 +83,7 @@ def _drawn(series: dict[str, Points], colours: dict[str, int]) -> str:
     axes.tick_params(length=0)
     axes.grid(axis="y", color="#0000ff", clip_on=False)
     axes.locator_params(nbins=5)
+    axes.ticklabel_format(useOffset=False)  # values near 1 as they are
     axes.xaxis.get_major_locator().set_params(integer=True)
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), color=f"#10000{colours[name]}", marker=".", clip_on=False)
