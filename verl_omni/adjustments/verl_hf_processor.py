@@ -6,7 +6,7 @@ from types import ModuleType
 from transformers import AutoConfig
 
 from verl_omni.adjustments import replaces
-from verl_omni.models.families import family_in
+from verl_omni.models.families import family_of
 
 
 def accept_processor(tokenizer: ModuleType) -> None:
@@ -15,11 +15,13 @@ def accept_processor(tokenizer: ModuleType) -> None:
     @replaces(tokenizer, "hf_processor")
     def hf_processor_of_families(hf_processor, name_or_path: str, **kwargs: object) -> object:
         try:
-            family = family_in(name_or_path, **kwargs)
-        except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model that is not ours
+            config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+        except (OSError, ValueError):  # a directory without a model (a tokenizer's, say), or a model unknown here
+            return hf_processor(name_or_path, **kwargs)
+        if (family := family_of(config)) is None:
             return hf_processor(name_or_path, **kwargs)
         processor = family.load_processor(name_or_path, **kwargs)
-        processor.config = AutoConfig.from_pretrained(name_or_path, **kwargs)  # as verl's own function leaves it
+        processor.config = config  # as verl's own function leaves it
         return processor
 
     # verl imports this module before its plug-ins, so two packages have copied the name by now.
