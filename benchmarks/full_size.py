@@ -48,6 +48,9 @@ def build_full_size(out: Path, seed: int = 0) -> Path:
     processor = full_size_processor()
     torch.manual_seed(seed)
     model = HumanOmniQwen2ForCausalLM(config_of(processor))
+    # verl has vLLM sample the tokenizer's tokens alone: of fewer, rollouts would be far likelier than to the actor.
+    missing = range(len(processor.tokenizer), model.config.vocab_size)
+    processor.tokenizer.add_tokens([f"<|{index}|>" for index in missing])
     body = model.model
     tiny.spread_weights(body.vision_tower, body.audio_tower, body.mm_projector, body.audio_projector)
     return tiny.save(model.to(torch.bfloat16), processor, out)
