@@ -60,7 +60,7 @@ def test_a_complete_installation_is_in_order(capsys, tmp_path):
     errors = {what for what, finding in found.items() if finding["status"] == "error"}
     assert errors <= {"/dev/shm"} and status == bool(errors)
     assert found["verl"]["found"] == "0.9.1" and found["verl.plugins"]["found"] == "verl_omni.plugin"
-    assert "took effect" in found["the plug-in's table"]["found"]
+    assert found["loaded by verl"]["status"] == "ok" and "took effect" in found["the plug-in's table"]["found"]
     assert all(finding["remedy"] for finding in found.values() if finding["status"] != "ok")
 
 
