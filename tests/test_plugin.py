@@ -24,7 +24,10 @@ ROOT = Path(__file__).parent.parent
 needs_cpu = pytest.mark.skipif(not cpu.is_cpu_only(), reason="there is an accelerator")
 
 REGISTERED = """
-import json, sys
+import os
+del os.environ["OMP_NUM_THREADS"]
+import json, sys, torch
+before = torch.get_num_threads()
 import verl
 from importlib.metadata import version
 from hydra.core.plugins import Plugins
@@ -39,7 +42,7 @@ from verl.utils.flops_counter import FlopsCounter
 from verl.workers.engine import EngineRegistry
 
 config = AutoConfig.from_pretrained(sys.argv[1])
-print(json.dumps({
+registered = {
     "platform": [type(get_platform()).__name__, get_device_name(), str(get_device_id())],
     "engine": EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__,
     "reward manager": get_reward_manager_cls("accuracy_format").__module__,
@@ -48,7 +51,10 @@ print(json.dumps({
     "flops": FlopsCounter(config).estimate_flops([100, 200], 1.0, images_seqlens=None)[0] > 0,
     "hydra": sorted(c.__name__ for kind in (ConfigSource, SearchPathPlugin) for c in Plugins.instance().discover(kind)
                     if c.__module__ == "verl_omni.recipe_source"),
-}))
+}
+imported = [torch.get_num_threads() == before, "OMP_NUM_THREADS" in os.environ]
+import verl.trainer.constants_ppo
+print(json.dumps([registered, [*imported, torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]]]))
 """
 STARTED = """
 import json, sys
@@ -93,13 +99,11 @@ def processes(tmp_path_factory) -> dict[str, subprocess.Popen]:
     from verl_omni.models.humanomni.tiny import build_tiny
 
     folder = tmp_path_factory.mktemp("distributions")
+    both = distribution(distribution(folder / "b", "verl-omni", "0.3.0"), "vllm", version_of_vllm())
     return {
         "registered": start(REGISTERED, str(build_tiny(tmp_path_factory.mktemp("model")))),
         "old verl": start("import verl; print('{}')", path=distribution(folder / "a", "verl", "0.8.0")),
-        "other verl_omni": start(
-            "import verl_omni.plugin; print('{}')", path=distribution(folder / "b", "verl-omni", "0.3.0")
-        ),
-        "GPU build": start(STARTED, path=distribution(folder / "c", "vllm", version_of_vllm())),
+        "GPU build, other verl_omni": start(STARTED, path=both),
         "manager first": start(MANAGER_FIRST),
         "without plug-ins": start(STARTED, VERL_USE_EXTERNAL_PLUGINS="none"),
     }
@@ -122,7 +126,7 @@ def version_of_vllm() -> str:
 def test_import_verl_registers_everything(ended):
     process = ended["registered"]
     assert process.status == 0, process.errors
-    assert process.printed == {
+    assert process.printed[0] == {
         "platform": ["PlatformCPU", "cpu", "cpu"],
         "engine": "FSDPEngineWithLMHead",
         "reward manager": "verl_omni.rewards.manager",
@@ -175,19 +179,10 @@ print(json.dumps([counts, sorted({"verl", "vllm", "transformers", "ray", "hydra"
 
 @pytest.mark.slow
 @needs_cpu
-def test_threads_are_limited_where_verl_trains_and_nowhere_else():
-    code = """
-import json, os, torch
-before = torch.get_num_threads()
-import verl
-from verl.plugin.platform import get_platform
-get_platform()
-imported = [torch.get_num_threads() == before, "OMP_NUM_THREADS" in os.environ]
-import verl.trainer.constants_ppo
-print(json.dumps([*imported, torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]]))
-"""
-    process = Ended(start(f"import os; del os.environ['OMP_NUM_THREADS']\n{code}"))
-    assert process.printed == [True, False, 1, "1"], process.errors
+def test_threads_are_limited_where_verl_trains_and_nowhere_else(ended):
+    process = ended["registered"]
+    assert process.status == 0, process.errors
+    assert process.printed[1] == [True, False, 1, "1"]
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
@@ -210,7 +205,7 @@ def test_an_unsupported_verl_is_warned_of_and_others_runs_go_on(ended):
 
 @pytest.mark.slow
 def test_the_other_distribution_of_this_name_is_warned_of(ended):
-    process = ended["other verl_omni"]
+    process = ended["GPU build, other verl_omni"]
     assert process.status == 0, process.errors
     assert "the distributions verl-r1-omni and verl-omni both provide the package verl_omni" in process.errors
 
@@ -263,7 +258,7 @@ def test_stated_versions_agree():
 @pytest.mark.slow
 def test_the_cpu_platform_leaves_a_gpu_build_of_vllm_alone(ended):
     """A GPU cluster's head node has no accelerator either."""
-    process = ended["GPU build"]
+    process = ended["GPU build, other verl_omni"]
     assert process.status == 0, process.errors
     assert process.printed["verl_omni"] and process.printed["platform"] != "PlatformCPU"
 
