@@ -26,11 +26,6 @@ def group_of(file: str) -> tuple[int, str]:
     return order, "" if order < len(ONE_AT_A_TIME) else file
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if getattr(config, "workerinput", {}).get("workerid", "gw0") != "gw0":
-        os.nice(5)  # the first of xdist's workers trains, which takes longest
-
-
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
@@ -40,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):  # a worker of xdist's; otherwise the order of the files
         slow = {item.path.stem for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: (group_of(item.path.stem)[0], item.path.stem not in slow))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if hasattr(item.config, "workerinput") and group_of(item.path.stem)[0]:
+        os.setpriority(os.PRIO_PROCESS, 0, 8)  # beside the trainings, which take longest
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist, one after another
