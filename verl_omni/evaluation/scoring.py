@@ -7,8 +7,8 @@ the corpus's label set; both are listed.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from operator import attrgetter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,38 @@ RESAMPLES = 2000
 Interval = tuple[float, float] | None
 
 
-class Score(SimpleNamespace):
-    """Scores of one model on one corpus in one variant, as ``score`` makes them; shares and recalls in %.
+@dataclass(frozen=True)
+class Score:
+    """Scores of one model on one corpus in one variant; shares and recalls in %.
 
     Intervals are 95 % percentile bootstraps over rows, or over actors where rows name them (clips of one actor resemble
     each other); None below two. EEA, EPC, FCR: ``verl_omni.metrics``, by the rules of ``verl_omni.rewards.lexicon``.
     """
+
+    model: str
+    data_source: str
+    variant: str
+    rows: int  # answered or not
+    war: float
+    uar: float
+    war_interval: Interval
+    uar_interval: Interval
+    recall: dict[str, float]  # by class present in the ground truth
+    support: dict[str, int]  # rows by class
+    labels: list[str]  # rows and columns of `confusion`; the last takes answers outside the set, and failures
+    confusion: list[list[int]]  # counts [true][predicted]
+    format_rate: float  # rows in the format <think>…</think> <answer>…</answer>
+    out_of_set: dict[str, int]  # answers outside the label set, with their number
+    failures: list[tuple[str, str]]  # (id, reason)
+    truncated: int  # cut off at the token limit
+    consistency: dict[str, int]  # rows whose explanation is consistent, contradicting or silent
+    eea: float
+    epc: float
+    fcr: float
+    mentions: dict[str, float]  # share of the explanations that mention a sense
+    hallucinations: int  # rows whose explanation mentions a sense that the model was not given
+    wheel: dict[str, float] | None  # f, precision, recall, hit_rate; None if no label is in an emotion wheel
+    normalized: dict[str, int]  # words that were counted as another one, if that was asked for, with their number
 
 
 def explanation(answer: Answer) -> str:
@@ -92,39 +118,24 @@ def score(answers: list[Answer], normalize: bool = False) -> Score:
     matrix = confusion_matrix(*in_set, labels=[*known, OTHER])
     support = {word: count for word in known if (count := truth.count(word))}
     in_wheel = any(any(sectors(emotion_list(label))) for label in set(truth))
-    war_interval, uar_interval = intervals(truth, predicted, [answer.actor or answer.id for answer in answers])
     return Score(
-        model=model,
-        data_source=data_source,
-        variant=variant,
-        rows=len(answers),  # answered or not
-        war=war(truth, predicted),
-        uar=uar(truth, predicted),
-        war_interval=war_interval,
-        uar_interval=uar_interval,
-        # by class present in the ground truth
+        *(model, data_source, variant, len(answers), war(truth, predicted), uar(truth, predicted)),
+        *intervals(truth, predicted, [answer.actor or answer.id for answer in answers]),
         recall={word: 100.0 * matrix[i, i] / support[word] for i, word in enumerate(known) if word in support},
-        support=support,  # rows by class
-        labels=[*known, OTHER],  # rows and columns of `confusion`; the last takes answers outside the set, and failures
-        confusion=matrix.tolist(),  # counts [true][predicted]
-        # rows in the format <think>…</think> <answer>…</answer>
+        support=support,
+        labels=[*known, OTHER],
+        confusion=matrix.tolist(),
         format_rate=100.0 * sum(format_reward(answer.completion) for answer in answers) / len(answers),
-        # answers outside the label set, with their number
         out_of_set=dict(Counter(word for _, word in answered if word not in known).most_common()),
-        failures=[(answer.id, answer.error) for answer in answers if answer.error],  # (id, reason)
-        truncated=sum(answer.finish_reason == "length" for answer in answers),  # cut off at the token limit
-        # rows whose explanation is consistent, contradicting or silent
+        failures=[(answer.id, answer.error) for answer in answers if answer.error],
+        truncated=sum(answer.finish_reason == "length" for answer in answers),
         consistency=dict(Counter(consistency(explanation(answer), word) for answer, word in answered)),
         eea=eea(truth, explained),
         epc=epc(predicted, explained),
         fcr=fcr(truth, predicted, explained),
-        # share of the explanations that mention a sense
         mentions={s: 100.0 * sum(s in senses for senses in mentioned) / len(answers) for s in ("sight", "sound")},
-        # rows whose explanation mentions a sense that the model was not given
         hallucinations=sum(bool(said - senses_given(a)) for said, a in zip(mentioned, answers, strict=True)),
-        # f, precision, recall, hit_rate; None if no label is in an emotion wheel
         wheel=wheel_score(truth, predicted) | {"hit_rate": hit_rate(truth, predicted)} if in_wheel else None,
-        # words that were counted as another one, if that was asked for, with their number
         normalized=dict(normalized.most_common()),
     )
 
@@ -156,8 +167,17 @@ def intervals(truth: list[str], predicted: list[str], groups: list[str] | None =
     return (war_low, war_high), (uar_low, uar_high)
 
 
-class Difference(SimpleNamespace):
-    """How much better one model is than another on the same rows, as ``difference`` finds it."""
+@dataclass(frozen=True)
+class Difference:
+    """How much better one model is than another on the same rows."""
+
+    model: str
+    other: str
+    data_source: str
+    rows: int  # that both models have
+    groups: int  # the actors (or rows, where none are named) that they come from
+    war: float  # difference of WAR in points, `model` less `other`
+    p_value: float  # two-sided, of a permutation test that exchanges the two models' answers actor by actor
 
 
 def difference(model: list[Answer], other: list[Answer]) -> Difference:
@@ -170,16 +190,8 @@ def difference(model: list[Answer], other: list[Answer]) -> Difference:
     gain = np.array(list(gains.values()))
     signs = np.random.default_rng(0).choice([-1, 1], size=(9999, len(gain)))
     as_large = (np.abs(signs @ gain) >= abs(gain.sum())).sum()
-    return Difference(
-        model=model[0].model,
-        other=other[0].model,
-        data_source=model[0].data_source,
-        rows=len(both),  # that both models have
-        groups=len(gain),  # the actors (or rows, where none are named) that they come from
-        war=100.0 * gain.sum() / len(both),  # difference of WAR in points, `model` less `other`
-        # two-sided, of a permutation test that exchanges the two models' answers actor by actor
-        p_value=(as_large + 1) / (9999 + 1),
-    )
+    points, p_value = 100.0 * gain.sum() / len(both), (as_large + 1) / (9999 + 1)
+    return Difference(model[0].model, other[0].model, model[0].data_source, len(both), len(gain), points, p_value)
 
 
 def score_all(answers: list[Answer], normalize: bool = False) -> list[Score]:

@@ -279,15 +279,13 @@ def use_directories(weights: Weights, dirs: dict[str, Path], dtype: torch.dtype)
         **tower_weights(dirs["audio"], "encoder.", "model.audio_tower.encoder.", dtype),
     }
     both = sorted(found.keys() & weights.keys())
-    different = [name for name in both if not torch.equal(found[name], weights[name])]
-    if different:
+    if different := [name for name in both if not torch.equal(found[name], weights[name])]:
         logger.warning(
             "%d of the checkpoint's %d tower tensors differ from the directories' (first: %s). The directories' are "
             "used, as the original does; --towers checkpoint takes the others",
             *(len(different), len(both), different[0]),
         )
-    kept = {n: t for n, t in weights.items() if not n.startswith(TOWERS) or n.startswith(UNUSED_HEAD)}
-    return {**kept, **found}
+    return {n: t for n, t in weights.items() if not n.startswith(TOWERS) or n.startswith(UNUSED_HEAD)} | found
 
 
 def tower_weights(directory: Path, prefix: str, new_prefix: str, dtype: torch.dtype) -> Weights:
