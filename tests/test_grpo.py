@@ -1,6 +1,6 @@
 """The study that needs no licence, as docs/study.md has it, on a CPU: from two corpora's root folders to a report.
 
-And the demo's trainings on the same clips. verl's own trainers, Ray, FSDP2 and vLLM, on one rank and on two, killed and
+And the demo's GRPO on the same clips. verl's own trainers, Ray, FSDP2 and vLLM, on one rank and on two, killed and
 resumed. Minutes, not seconds: a training costs its start more than its steps, so each shows several things.
 """
 
