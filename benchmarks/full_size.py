@@ -19,15 +19,23 @@ from verl_omni.models.humanomni.configuration import HumanOmniConfig
 from verl_omni.models.humanomni.modeling import HumanOmniQwen2ForCausalLM
 from verl_omni.models.humanomni.processing import AUDIO_TOKEN, VIDEO_TOKEN, HumanOmniProcessor
 
-from .training import full_size_config
+from .training import VOCABULARY, full_size_config
 
 WIDTH, HEIGHT, REPEATS = 1280, 720, 3  # of the demo's 8 frames a second, which become 24
 
 
 def full_size_processor() -> HumanOmniProcessor:
-    """HumanOmni-0.5B's media, 392 + 500 tokens; the demo's small tokenizers, whose ids the full vocabulary has too."""
-    tokenizer: Qwen2Tokenizer = tiny.train_tokenizer(tiny.corpus())
-    tokenizer.add_tokens([VIDEO_TOKEN, AUDIO_TOKEN], special_tokens=True)
+    """HumanOmni-0.5B's media, 392 + 500 tokens; the demo's small tokenizers, the language model's filled up.
+
+    verl has vLLM sample the tokenizer's tokens alone: of fewer, rollouts would be far likelier than to the actor. What
+    fills it is in no merge, so text has the same tokens; added tokens would take each process 4 s to load.
+    """
+    small: Qwen2Tokenizer = tiny.train_tokenizer(tiny.corpus())
+    bpe = json.loads(small.backend_tokenizer.to_str())["model"]
+    added = [token for token in small.get_added_vocab() if token not in bpe["vocab"]] + [VIDEO_TOKEN, AUDIO_TOKEN]
+    filling = {f"<|{index}|>": index for index in range(len(bpe["vocab"]), VOCABULARY - len(added))}
+    tokenizer = Qwen2Tokenizer(bpe["vocab"] | filling, [tuple(pair) for pair in bpe["merges"]], eos_token="<|im_end|>")
+    tokenizer.add_tokens(added, special_tokens=True)
     bert_tokenizer: BertTokenizer = tiny.train_bert_tokenizer(tiny.corpus())
     bert_tokenizer.model_max_length = 512
     return HumanOmniProcessor(
@@ -48,9 +56,6 @@ def build_full_size(out: Path, seed: int = 0) -> Path:
     processor = full_size_processor()
     torch.manual_seed(seed)
     model = HumanOmniQwen2ForCausalLM(config_of(processor))
-    # verl has vLLM sample the tokenizer's tokens alone: of fewer, rollouts would be far likelier than to the actor.
-    missing = range(len(processor.tokenizer), model.config.vocab_size)
-    processor.tokenizer.add_tokens([f"<|{index}|>" for index in missing])
     body = model.model
     tiny.spread_weights(body.vision_tower, body.audio_tower, body.mm_projector, body.audio_projector)
     return tiny.save(model.to(torch.bfloat16), processor, out)

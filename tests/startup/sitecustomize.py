@@ -5,13 +5,12 @@ transformers imports scikit-learn for assisted generation, which no test asks fo
 """
 
 import gc
-from importlib.util import find_spec
+
+import wrapt
 
 gc.set_threshold(100_000, 50, 50)
 
-if find_spec("wrapt"):
-    import wrapt
 
-    @wrapt.when_imported("transformers.utils.import_utils")
-    def without_assisted_generation(import_utils: object) -> None:
-        import_utils.is_sklearn_available = lambda: False
+@wrapt.when_imported("transformers.utils.import_utils")
+def without_assisted_generation(import_utils: object) -> None:
+    import_utils.is_sklearn_available = lambda: False
